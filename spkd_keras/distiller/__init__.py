@@ -1,0 +1,14 @@
+"""Distillation with `model.fit`: `Distiller(teacher, student, terms)`."""
+
+import keras
+
+if keras.config.backend() != "tensorflow":
+    raise ImportError(
+        f"spkd_keras needs Keras' TensorFlow backend. Received: '{keras.config.backend()}'. "
+        "Set the environment variable KERAS_BACKEND=tensorflow."
+    )
+
+from spkd_keras.distiller.model import Distiller
+from spkd_keras.distiller.term import Term
+
+__all__ = ["Distiller", "Term"]

@@ -1,0 +1,381 @@
+"""The Distiller: a Keras model that trains a student on labels and on a teacher."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from spkd_keras import models
+from spkd_keras.distiller import taps
+from spkd_keras.distiller.guard import TrainingGuard, clear_label_errors
+from spkd_keras.distiller.term import Term, with_unique_names
+from spkd_keras.distiller.wiring import Wiring
+
+RESERVED_NAMES = ("loss", "student_loss")
+
+
+@keras.saving.register_keras_serializable("spkd_keras")
+class Distiller(keras.Model):
+    """Trains `student` by `student_loss_weight * compiled loss + regularisers + sum of weight * term`.
+
+        distiller = Distiller(teacher, student, [Term(SimilarityPreserving(), weight=3000.0)])
+        distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        distiller.fit(images, labels)
+        distiller.student.save("student.keras")
+
+    One student pass and one teacher pass a training step. The teacher runs in inference mode and is never changed,
+    saved or exported. `predict`, `evaluate` and `export` are the student's own. Without terms this is plain training.
+
+    `fit` logs `loss`, `student_loss` (the compiled loss) and every term's unweighted value under its name; `evaluate`
+    logs the terms if `evaluate_terms` is set, and its `loss` is then the training objective, otherwise it is what
+    the student's own `evaluate` gives.
+
+    Args:
+        teacher: a built model whose tapped layers are in functional or Sequential models, or None where there are no terms.
+        student: the model to train; it may differ from the teacher in all but what the terms compare.
+        terms: list of `Term`.
+        student_loss_weight: weight of the compiled loss, at least 0, default 1. With 0 the images need no labels.
+        teacher_dtype: "bfloat16", "float16" or "float32": run a copy of the teacher that computes in it. Default None: as it is.
+        evaluate_terms: whether `evaluate` runs the teacher and computes the terms. Default False.
+        teacher_fingerprint: of a teacher that is handed back later; set when a Distiller is loaded.
+        name: of the model.
+
+    Attributes:
+        student: the student.
+        teacher: the teacher as it was given; None after loading, until `distiller.teacher = teacher`.
+        terms: the terms, each with a name of its own.
+        term_weights: a variable for each term's name; assign to it at any time.
+        adapters: the layer put on the student's tap, for each term's name that has one.
+        teacher_fingerprint: digest of the teacher; another teacher is refused.
+
+    Raises:
+        ValueError: for an unknown layer, different class counts or probabilities where logits are compared, and other
+            arguments that cannot work.
+    """
+
+    def __init__(
+        self,
+        teacher: keras.Model | None,
+        student: keras.Model,
+        terms: Sequence[Term] = (),
+        student_loss_weight: float = 1.0,
+        teacher_dtype: str | None = None,
+        evaluate_terms: bool = False,
+        *,
+        teacher_fingerprint: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        # Images go to the two networks as they come; each casts them by its own policy.
+        super().__init__(name=name, autocast=False)
+        terms = with_unique_names(terms, RESERVED_NAMES)
+        _check_arguments(teacher, student, terms, student_loss_weight, teacher_fingerprint)
+        self.student = student
+        self.student_loss_weight = float(student_loss_weight)
+        self.evaluate_terms = evaluate_terms
+        # Plain Python objects are not tracked by Keras, so nothing of the teacher is saved or trained.
+        self._wiring = Wiring(student, terms, teacher_dtype, teacher_fingerprint)
+        if teacher is not None:
+            self._wiring.connect(teacher)
+        self.adapters = self._wiring.build_adapters()
+        self.term_weights = {
+            term.name: self.add_weight(
+                shape=(), initializer=keras.initializers.Constant(term.weight), trainable=False,
+                dtype="float32", autocast=False, name=f"{term.name}_weight",
+            )
+            for term in terms
+        }  # fmt: skip
+        self._trackers = {
+            name: keras.metrics.Mean(name=name) for name in ("student_loss", *self.term_weights)
+        }
+        self.built = True
+
+    # --- the teacher: a name that Keras must not see ---------------------------------------------------------------
+
+    @property
+    def teacher(self) -> keras.Model | None:
+        """The teacher as it was given."""
+        return self._wiring.teacher
+
+    @teacher.setter
+    def teacher(self, teacher: keras.Model | None) -> None:
+        self._wiring.connect(teacher)
+        # The functions that are compiled already run the teacher of before.
+        self.train_function = self.test_function = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Keras 3.15 tracks whatever is assigned before a property's setter runs.
+        if name == "teacher":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        # Keras 3.15 saves every model that it finds among the attributes.
+        return [name for name in super().__dir__() if name != "teacher"]
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms, each with its own name and the adapter that it has."""
+        return self._wiring.terms
+
+    @property
+    def teacher_dtype(self) -> str | None:
+        """The dtype in which a copy of the teacher runs, or None for the teacher itself."""
+        return self._wiring.teacher_dtype
+
+    @property
+    def teacher_fingerprint(self) -> str | None:
+        """Digest of the teacher that this student is distilled from."""
+        return self._wiring.fingerprint
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    @property
+    def output_names(self) -> list[str]:
+        """The student's, so that losses and metrics can be given by output name."""
+        return self.student.output_names
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Returns the student's output."""
+        return self.student(x, training=training)
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        *args: Any,
+        auto_scale_loss: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Configures training as `keras.Model.compile`, and builds the optimizer so that its state can be loaded.
+
+        Args:
+            optimizer: as in Keras.
+            loss: the student's loss on the labels; may be None only if `student_loss_weight` is 0.
+            *args: as in Keras.
+            auto_scale_loss: whether to scale the loss dynamically if any layer of the student computes in float16.
+            **kwargs: as in Keras.
+
+        Raises:
+            ValueError: if there is no loss and `student_loss_weight` is not 0.
+        """
+        if loss is None and self.student_loss_weight:
+            raise ValueError(
+                "`compile` needs the student's loss on the labels, for example "
+                "loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True). Received: loss=None. "
+                "Only a Distiller with student_loss_weight=0 trains without one."
+            )
+        optimizer = keras.optimizers.get(optimizer)
+        float16 = any(layer.compute_dtype == "float16" for layer in self.student._flatten_layers())
+        if auto_scale_loss and float16 and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        super().compile(optimizer, loss, *args, auto_scale_loss=False, **kwargs)
+        self.optimizer.build(self.trainable_variables)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as before saving; whether the loss is scaled is a matter of the saved optimizer."""
+        self.compile(**keras.saving.deserialize_keras_object(config), auto_scale_loss=False)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does.
+
+        Raises:
+            ValueError: if there is no teacher, the data are empty, labels are outside the classes, or batches of one image
+                meet a term that compares images.
+            FloatingPointError: after an epoch in which the loss or a term was not finite.
+        """
+        relational = [term.name for term in self.terms if term.batch_relational]
+        if relational and batch_size == 1:
+            raise ValueError(
+                f"`batch_size` must be at least 2, since these terms compare the images of a batch: "
+                f"{', '.join(relational)}. Received: batch_size=1."
+            )
+        guard = TrainingGuard(relational, list(self.term_weights))
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(guard)
+        else:
+            # First, so that no other callback saves what the guard refuses.
+            callbacks = [guard, *keras.tree.flatten(callbacks or [])]
+        with clear_label_errors(taps.num_classes(self.student)):
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One optimizer step: one pass of each network, the teacher outside of the gradient tape."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if y is None and self.student_loss_weight:
+            raise ValueError(
+                "`fit` needs labels y for the student's loss. Received: images only. "
+                "To train on the terms alone, construct the Distiller with student_loss_weight=0."
+            )
+        teacher_taps = self._wiring.run_teacher(x) if self.terms else []
+        with tf.GradientTape() as tape:
+            y_pred, student_taps = self._wiring.run_student(x, training=True, with_taps=bool(self.terms))
+            losses = self._compiled_loss(y, y_pred, sample_weight)
+            losses |= self._term_values(teacher_taps, student_taps, training=True)
+            objective = self._objective(losses, self.student_loss_weight)
+            scaled = self.optimizer.scale_loss(objective)
+        variables = self.trainable_variables
+        pairs = list(zip(tape.gradient(scaled, variables), variables, strict=True))
+        if not self.student_loss_weight:
+            # The layers behind the last tap have no gradient then, and none is meant.
+            pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+        self.optimizer.apply_gradients(pairs)
+        return self._logs(x, y, y_pred, sample_weight, objective, losses)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Evaluates the student; runs the teacher only if `evaluate_terms` is set."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with_terms = self.evaluate_terms and bool(self.terms)
+        y_pred, student_taps = self._wiring.run_student(x, training=False, with_taps=with_terms)
+        losses = self._compiled_loss(y, y_pred, sample_weight)
+        if with_terms:
+            losses |= self._term_values(self._wiring.run_teacher(x), student_taps, training=False)
+        if not losses:
+            raise ValueError(
+                "`evaluate` needs labels y and a compiled loss, or a Distiller with evaluate_terms=True. Received: neither."
+            )
+        # The student's own loss is not weighted; the objective of training is.
+        objective = self._objective(losses, self.student_loss_weight if with_terms else 1.0)
+        return self._logs(x, y, y_pred, sample_weight, objective, losses)
+
+    def _compiled_loss(self, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, Any]:
+        if y is None or self._compile_loss is None:
+            return {}
+        return {"student_loss": self._compile_loss(y, y_pred, sample_weight)}
+
+    def _term_values(
+        self, teacher_taps: list[Any], student_taps: list[Any], training: bool
+    ) -> dict[str, Any]:
+        values = {}
+        for term, (teacher, student) in zip(
+            self.terms, self._wiring.pairs(teacher_taps, student_taps), strict=True
+        ):
+            if term.name in self.adapters:
+                student = self.adapters[term.name](student, training=training)
+            values[term.name] = term.loss(teacher, student)
+        return values
+
+    def _objective(self, losses: dict[str, Any], student_loss_weight: float) -> Any:
+        """Weights and adds the losses, and those that the layers added themselves (regularisers)."""
+        total = ops.zeros(())
+        for name, value in losses.items():
+            weight = student_loss_weight if name == "student_loss" else self.term_weights[name]
+            # A weight of 0 that will stay 0 must not turn a loss that is not finite into NaN.
+            if not (isinstance(weight, float) and weight == 0):
+                total = total + ops.cast(weight, value.dtype) * value
+        for added in self.losses:
+            total = total + ops.sum(ops.cast(added, total.dtype))
+        return total
+
+    def _logs(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any, objective: Any, losses: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Updates the metrics, weighting the losses by the number of images, and returns those that have a value."""
+        images = ops.shape(keras.tree.flatten(x)[0])[0]
+        self._loss_tracker.update_state(objective, sample_weight=images)
+        for name, value in losses.items():
+            self._trackers[name].update_state(value, sample_weight=images)
+        if y is None:
+            results = {"loss": self._loss_tracker.result()}
+            return results | {name: self._trackers[name].result() for name in losses}
+        results = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return {
+            name: value for name, value in results.items() if name in losses or name not in self._trackers
+        }
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Returns the metrics' values; those of labels that were never seen are left out."""
+        unseen = self._compile_metrics is not None and not self._compile_metrics.built
+        compiled, self._compile_metrics = self._compile_metrics, None if unseen else self._compile_metrics
+        try:
+            return super().get_metrics_result()
+        finally:
+            self._compile_metrics = compiled
+
+    def examples_seen(self) -> float:
+        """Returns the number of images since the epoch (or the evaluation) began."""
+        return float(self._loss_tracker.count)
+
+    # --- saving ----------------------------------------------------------------------------------------------------
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Exports the student: `student.export(...)`."""
+        return self.student.export(*args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration: the student, the terms with their adapters, nothing of the teacher but its fingerprint."""
+        return {
+            "name": self.name,
+            "student": keras.saving.serialize_keras_object(self.student),
+            "terms": [term.get_config() for term in self.terms],
+            "student_loss_weight": self.student_loss_weight,
+            "teacher_dtype": self.teacher_dtype,
+            "evaluate_terms": self.evaluate_terms,
+            "teacher_fingerprint": self.teacher_fingerprint,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Distiller":
+        """Returns a Distiller without its teacher."""
+        config = dict(config)
+        config["student"] = keras.saving.deserialize_keras_object(config["student"])
+        config["terms"] = [Term.from_config(term) for term in config["terms"]]
+        return cls(teacher=None, **config)
+
+    def save_own_variables(self, store: dict[str, Any]) -> None:
+        """Saves the terms' weights and the state of the student's random generators, which Keras 3.15 leaves out."""
+        for index, variable in enumerate(self._own_state()):
+            store[str(index)] = variable
+
+    def load_own_variables(self, store: dict[str, Any]) -> None:
+        """Loads what `save_own_variables` saved."""
+        state = self._own_state()
+        if len(store.keys()) != len(state):
+            raise ValueError(
+                f"The file holds {len(store.keys())} variables of a Distiller and this one has {len(state)}: "
+                f"{', '.join(variable.path for variable in state)}. Load it into a Distiller with the same terms and student."
+            )
+        for index, variable in enumerate(state):
+            variable.assign(store[str(index)])
+
+    def _own_state(self) -> list[Any]:
+        weights = {id(weight) for weight in self.weights}
+        random_state = [variable for variable in self.variables if id(variable) not in weights]
+        return [*self.term_weights.values(), *random_state]
+
+
+def _check_arguments(
+    teacher: keras.Model | None,
+    student: keras.Model,
+    terms: Sequence[Term],
+    student_loss_weight: float,
+    teacher_fingerprint: str | None,
+) -> None:
+    for role, network in (("teacher", teacher), ("student", student)):
+        if network is None and role == "teacher":
+            continue
+        if not isinstance(network, keras.Model) or not network.built:
+            raise ValueError(
+                f"`{role}` must be a built keras.Model. Received: {network!r}. Call it on a batch of images first."
+            )
+    if teacher is student:
+        raise ValueError("`teacher` and `student` must be two models: the student's weights change.")
+    if terms and teacher is None and teacher_fingerprint is None:
+        raise ValueError(
+            f"`teacher` must be a model, since there are terms: {', '.join(str(t.name) for t in terms)}."
+        )
+    if not student_loss_weight >= 0:
+        raise ValueError(f"`student_loss_weight` must be at least 0. Received: {student_loss_weight}.")
+    if not student_loss_weight and not terms:
+        raise ValueError("There is nothing to train on: `student_loss_weight` is 0 and there are no terms.")

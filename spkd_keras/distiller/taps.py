@@ -1,0 +1,203 @@
+"""Taps: reading the outputs of inner layers of a network in the same forward pass."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+from keras import layers
+
+POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten)
+
+
+class Tap(NamedTuple):
+    """A place in a network: the output of a layer, or what goes into it.
+
+    Attributes:
+        path: the layer's name, after those of the nested models it is in: `backbone/block_12_add`. Empty: the
+            network's own output.
+        is_input: whether the layer's input is meant.
+    """
+
+    path: str
+    is_input: bool = False
+
+    def __str__(self) -> str:
+        return f"input of {self.path}" if self.is_input else self.path or "output"
+
+
+LOGITS = Tap("")
+
+
+def layer_paths(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, layers.Layer]]:
+    """Yields every layer with its path, in the order of the forward pass, going into nested models."""
+    for layer in model.layers:
+        if isinstance(layer, layers.InputLayer):
+            continue
+        yield prefix + layer.name, layer
+        if is_graph(layer):
+            yield from layer_paths(layer, f"{prefix}{layer.name}/")
+
+
+def is_graph(layer: Any) -> bool:
+    """Whether this is a built functional or Sequential model, whose inner layers can be reached."""
+    if isinstance(layer, keras.Sequential):
+        return layer.built
+    return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))
+
+
+def resolve(
+    model: keras.Model, names: str | tuple[str, ...] | None, default_tap: str, role: str
+) -> tuple[Tap, ...]:
+    """Finds the places that a term names.
+
+    Args:
+        model: the network.
+        names: one layer's path, a tuple of them, or None for the default tap.
+        default_tap: `"logits"`; `"last_stage"`: the highest layer named `stage<N>`, else the input of the last global
+            pooling or flatten; `"all_stages"`: every layer named `stage<N>`, in order.
+        role: "teacher" or "student", for the messages.
+
+    Raises:
+        ValueError: if a layer does not exist, naming those with the nearest names, or there is no such default.
+    """
+    if names is None and default_tap == "logits":
+        return (LOGITS,)
+    if not is_graph(model):
+        raise ValueError(
+            f"The {role}'s inner layers can be reached in a functional or built Sequential model only. Received: "
+            f"{type(model).__name__} '{model.name}'. Wrap it in a functional model, or use losses on the logits."
+        )
+    paths = dict(layer_paths(model))
+    if names is not None:
+        wanted = names if isinstance(names, tuple) else (names,)
+        for name in wanted:
+            if name not in paths:
+                raise ValueError(_unknown_layer(name, list(paths), role, model.name))
+        return tuple(Tap(name) for name in wanted)
+    stages = sorted(
+        (int(found.group(1)), path) for path in paths if (found := re.search(r"(?:^|/)stage(\d+)$", path))
+    )
+    if default_tap == "all_stages" and stages:
+        return tuple(Tap(path) for _, path in stages)
+    if default_tap == "last_stage" and stages:
+        return (Tap(stages[-1][1]),)
+    pooling = [path for path, layer in paths.items() if isinstance(layer, POOLING)]
+    if default_tap == "last_stage" and pooling:
+        return (Tap(pooling[-1], is_input=True),)
+    raise ValueError(
+        f"The {role} '{model.name}' has no layer named stage<N>"
+        f"{' and no global pooling or flatten' if default_tap == 'last_stage' else ''}, where this loss looks by "
+        f"default. Name the layers in the term: {role}=... Its layers: {', '.join(paths)}."
+    )
+
+
+def _unknown_layer(name: str, paths: list[str], role: str, model_name: str) -> str:
+    nearest = difflib.get_close_matches(name, paths, n=3, cutoff=0.5)
+    # A layer of a nested model is often asked for without its path.
+    nearest += [path for path in paths if path.endswith("/" + name) and path not in nearest]
+    hint = f"Did you mean {' or '.join(nearest)}?" if nearest else f"Its layers: {', '.join(paths)}."
+    return f"The {role} '{model_name}' has no layer '{name}'. {hint}"
+
+
+def tapped(model: keras.Model, taps: Sequence[Tap]) -> Any:
+    """Returns a model with the same layers and weights that gives the values at the taps, as a list.
+
+    Layers that no tap depends on are not run. Nested models on the way to a tap are entered; the others are called as
+    they are. The given model is not changed.
+
+    Args:
+        model: functional or Sequential; any built model if every tap is its output.
+        taps: as `resolve` gives them.
+
+    Raises:
+        ValueError: if a tapped layer is called more than once in the model, so that its output is ambiguous.
+    """
+    if not is_graph(model):
+        return _OutputOnly(model)  # `resolve` gave nothing but the output
+    found: dict[Tap, list[Any]] = {tap: [] for tap in taps}
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), model.input
+    )
+    outputs = _replay(model, inputs, found, prefix="")
+    if LOGITS in found:
+        found[LOGITS].append(outputs)
+    for tap, tensors in found.items():
+        if len(tensors) != 1:
+            raise ValueError(
+                f"The layer '{tap.path}' of '{model.name}' is called {len(tensors)} times, so that its output is "
+                "ambiguous. Name a layer that is called once."
+            )
+        if not isinstance(tensors[0], keras.KerasTensor):
+            raise ValueError(f"The {tap} of '{model.name}' must be one tensor to be compared.")
+    return keras.Model(inputs, [found[tap][0] for tap in taps], name=f"{model.name}_tapped")
+
+
+def _replay(model: keras.Model, inputs: Any, found: dict[Tap, list[Any]], prefix: str) -> Any:
+    """Calls every layer of a model again, on new symbolic inputs, and keeps what passes at the taps in `found`.
+
+    Nested models that have a tap inside are replayed too, so that their inner tensors belong to the same graph.
+    """
+    outputs: list[Any] = []
+    end = layers.Identity()
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer is end:
+            outputs.append(args[0])
+            return args[0]
+        path = prefix + layer.name
+        if is_graph(layer) and any(tap.path.startswith(f"{path}/") for tap in found):
+            result = _replay(layer, args[0], found, prefix=f"{path}/")
+        else:
+            result = layer(*args, **kwargs)
+        if Tap(path) in found:
+            found[Tap(path)].append(result)
+        if Tap(path, is_input=True) in found:
+            found[Tap(path, is_input=True)].append(args[0])
+        return result
+
+    # Functional even for a Sequential, and not compiled, so that no optimizer is copied. Keras moves a graph that
+    # starts at inner tensors to new inputs, so what was computed here is taken at the end layer.
+    graph = keras.Model(model.input, end(model.output))
+    keras.models.clone_model(
+        graph, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call
+    )
+    return outputs[0]
+
+
+class _OutputOnly:
+    """A model whose inside cannot be reached, with its output as a list."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self.model = model
+
+    def __call__(self, x: Any, training: bool) -> list[Any]:
+        return [self.model(x, training=training)]
+
+
+def shape(tapped_model: Any, places: Sequence[Tap], group: Sequence[Tap]) -> Any:
+    """Returns the shape of a tap, or the list of shapes of several; None where the model's inside cannot be reached."""
+    if isinstance(tapped_model, _OutputOnly):
+        return None
+    shapes = [tuple(tapped_model.outputs[places.index(tap)].shape) for tap in group]
+    return shapes[0] if len(shapes) == 1 else shapes
+
+
+def num_classes(model: keras.Model) -> int | None:
+    """Returns the size of the output's last axis, None for a model whose inside cannot be reached."""
+    return model.outputs[0].shape[-1] if is_graph(model) else None
+
+
+def gives_probabilities(model: keras.Model) -> bool:
+    """Whether the last operation of a functional or Sequential model is a softmax or a sigmoid."""
+    if not is_graph(model):
+        return False
+    last = model.outputs[0]._keras_history.operation
+    if is_graph(last):
+        return gives_probabilities(last)
+    activation = getattr(last, "activation", None)
+    return type(last).__name__ in ("Softmax", "Sigmoid") or activation in (
+        keras.activations.softmax,
+        keras.activations.sigmoid,
+    )

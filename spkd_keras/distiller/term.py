@@ -1,0 +1,149 @@
+"""A term of the objective: a loss, its weight, and where in the two networks it looks."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One distillation term: weight * loss(teacher's tap, student's tap).
+
+    Args:
+        loss: a `keras.losses.Loss`, called as `loss(teacher_tensor, student_tensor)`.
+        weight: at least 0, default 1.
+        teacher: name of the teacher's layer whose output is compared, `backbone/block_12_add` for a layer in a nested
+            model, or a tuple of names for a loss over several layers. None is the loss' `default_tap`;
+            for a loss that has none (a plain Keras loss) that is the logits.
+        student: the same for the student; as many names as `teacher`, paired by position.
+        name: under which the term's value is logged; default is the loss' class name in snake case, made unique in
+            its Distiller by a suffix `_2`.
+        adapter: a serialisable layer put on the student's tap, trained with the student and not exported. None is
+            what the loss' `default_adapter` gives, which is nothing for most.
+
+    Raises:
+        ValueError: if an argument has the wrong type or is out of range.
+    """
+
+    loss: keras.losses.Loss
+    weight: float = 1.0
+    teacher: str | tuple[str, ...] | None = None
+    student: str | tuple[str, ...] | None = None
+    name: str | None = None
+    adapter: keras.layers.Layer | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, keras.losses.Loss):
+            raise ValueError(
+                "`loss` of a Term must be a keras.losses.Loss object, for example SimilarityPreserving(). "
+                f"Received: loss={self.loss!r}."
+            )
+        if self.loss.reduction in (None, "none"):
+            raise ValueError(
+                "`loss` of a Term must reduce to one number: reduction='sum_over_batch_size'. "
+                f"Received: reduction={self.loss.reduction!r}."
+            )
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
+            raise ValueError(f"`weight` of a Term must be a number. Received: weight={self.weight!r}.")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(
+                f"`weight` of a Term must be finite and at least 0. Received: weight={self.weight}."
+            )
+        if self.adapter is not None and not isinstance(self.adapter, keras.layers.Layer):
+            raise ValueError(
+                f"`adapter` of a Term must be a Keras layer. Received: adapter={self.adapter!r}."
+            )
+        for role in ("teacher", "student"):
+            names = getattr(self, role)
+            if isinstance(names, list):
+                names = tuple(names)
+                object.__setattr__(self, role, names)
+            parts = names if isinstance(names, tuple) else (names,)
+            if names is not None and not (parts and all(isinstance(part, str) and part for part in parts)):
+                raise ValueError(
+                    f"`{role}` of a Term must be a layer's name, a tuple of names, or None. Received: {names!r}."
+                )
+        if (
+            self.teacher is not None
+            and self.student is not None
+            and count(self.teacher) != count(self.student)
+        ):
+            raise ValueError(
+                "`teacher` and `student` of a Term must name the same number of layers, paired by position. "
+                f"Received: teacher={self.teacher!r}, student={self.student!r}."
+            )
+
+    @property
+    def default_tap(self) -> str:
+        """Where the loss looks when no layer is named."""
+        return getattr(self.loss, "default_tap", "logits")
+
+    @property
+    def batch_relational(self) -> bool:
+        """Whether the loss compares the examples of a batch with each other."""
+        return getattr(self.loss, "batch_relational", False)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns a configuration that `from_config` takes, with the loss and the adapter serialised."""
+        return {
+            "loss": keras.saving.serialize_keras_object(self.loss),
+            "weight": self.weight,
+            "teacher": list(self.teacher) if isinstance(self.teacher, tuple) else self.teacher,
+            "student": list(self.student) if isinstance(self.student, tuple) else self.student,
+            "name": self.name,
+            "adapter": self.adapter and keras.saving.serialize_keras_object(self.adapter),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Term":
+        """Returns the term of a configuration."""
+        config = dict(config)
+        for key in ("loss", "adapter"):
+            config[key] = config[key] and keras.saving.deserialize_keras_object(config[key])
+        return cls(**config)
+
+
+def count(names: str | tuple[str, ...]) -> int:
+    """Returns how many layers are named."""
+    return len(names) if isinstance(names, tuple) else 1
+
+
+def with_unique_names(terms: Sequence[Term], reserved: Sequence[str]) -> tuple[Term, ...]:
+    """Gives every term a name of its own.
+
+    Args:
+        terms: names that were given are kept; default ones get a suffix `_2`, `_3` where needed.
+        reserved: names that a term cannot have.
+
+    Raises:
+        ValueError: if something else than a Term is among them, or a given name is reserved or there twice.
+    """
+    for term in terms:
+        if not isinstance(term, Term):
+            raise ValueError(
+                f"`terms` must be a list of Term. Received: {term!r}. Write Term(loss, weight=...)."
+            )
+    taken = list(reserved)
+    for term in terms:
+        if term.name is None:
+            continue
+        if term.name in taken or not re.fullmatch(r"[A-Za-z]\w*", term.name):
+            raise ValueError(
+                "`name` of a Term must be a word of letters, digits and underscores that no other term has and that is "
+                f"not one of {', '.join(reserved)}. Received: name={term.name!r}."
+            )
+        taken.append(term.name)
+    named = []
+    for term in terms:
+        name = term.name
+        if name is None:
+            base = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(term.loss).__name__).lower()
+            suffixes = (f"_{index}" if index > 1 else "" for index in range(1, len(terms) + len(taken) + 2))
+            name = next(base + suffix for suffix in suffixes if base + suffix not in taken)
+            taken.append(name)
+        named.append(dataclasses.replace(term, name=name))
+    return tuple(named)

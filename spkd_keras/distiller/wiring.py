@@ -1,0 +1,174 @@
+"""How the terms are connected to the two networks."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from spkd_keras import losses, models
+from spkd_keras.distiller import taps
+from spkd_keras.distiller.term import Term
+
+
+class Wiring:
+    """The tapped networks and which tap goes to which term. Holds no state that is saved.
+
+    Args:
+        student: the student.
+        terms: with unique names.
+        teacher_dtype: in which a copy of the teacher runs, or None.
+        fingerprint: of the teacher that may be connected, or None for any.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        terms: tuple[Term, ...],
+        teacher_dtype: str | None,
+        fingerprint: str | None,
+    ) -> None:
+        self.student = student
+        self.terms = terms
+        self.teacher_dtype = teacher_dtype
+        self.fingerprint = fingerprint
+        self.teacher: keras.Model | None = None
+        if teacher_dtype is not None and teacher_dtype not in models.PRECISIONS:
+            raise ValueError(
+                f"`teacher_dtype` must be one of {', '.join(models.PRECISIONS)} or None. Received: {teacher_dtype!r}."
+            )
+        self.student_taps = [
+            taps.resolve(student, term.student, term.default_tap, "student") for term in terms
+        ]
+        self._student_places = list(
+            dict.fromkeys([taps.LOGITS, *(tap for group in self.student_taps for tap in group)])
+        )
+        self._tapped_student: Any = taps.tapped(student, self._student_places) if terms else None
+        self.teacher_taps: list[tuple[taps.Tap, ...]] = []
+        self._teacher_places: list[taps.Tap] = []
+        self._tapped_teacher: Any = None
+
+    def connect(self, teacher: keras.Model | None) -> None:
+        """Takes the teacher, or lets go of it.
+
+        Raises:
+            ValueError: if it is not the teacher of before, or does not fit the terms.
+        """
+        if teacher is None:
+            self.teacher = self._tapped_teacher = None
+            return
+        if not isinstance(teacher, keras.Model) or not teacher.built:
+            raise ValueError(f"`teacher` must be a built keras.Model. Received: {teacher!r}.")
+        fingerprint = models.fingerprint(teacher)
+        if self.fingerprint not in (None, fingerprint):
+            raise ValueError(
+                f"`teacher` must be the one that this student was distilled from, fingerprint {self.fingerprint}. "
+                f"Received: '{teacher.name}' with fingerprint {fingerprint}. To distil from another teacher, construct a new "
+                "Distiller with this student."
+            )
+        teacher_taps = [
+            taps.resolve(teacher, term.teacher, term.default_tap, "teacher") for term in self.terms
+        ]
+        for term, from_teacher, from_student in zip(self.terms, teacher_taps, self.student_taps, strict=True):
+            self._check_pair(teacher, term, from_teacher, from_student)
+        places = list(dict.fromkeys(tap for group in teacher_taps for tap in group))
+        source = teacher if self.teacher_dtype is None else models.in_precision(teacher, self.teacher_dtype)
+        self._tapped_teacher = taps.tapped(source, places) if self.terms else None
+        self.teacher, self.teacher_taps, self._teacher_places = teacher, teacher_taps, places
+        self.fingerprint = fingerprint
+
+    def _check_pair(
+        self,
+        teacher: keras.Model,
+        term: Term,
+        from_teacher: tuple[taps.Tap, ...],
+        from_student: tuple[taps.Tap, ...],
+    ) -> None:
+        if len(from_teacher) != len(from_student):
+            raise ValueError(
+                f"The term '{term.name}' pairs layers by position and finds {len(from_teacher)} in the teacher "
+                f"({', '.join(map(str, from_teacher))}) and {len(from_student)} in the student "
+                f"({', '.join(map(str, from_student))}). Name as many of each in the term."
+            )
+        if term.default_tap != "logits" or not isinstance(term.loss, losses.DistillationLoss):
+            return
+        for role, model, places in (
+            ("teacher", teacher, from_teacher),
+            ("student", self.student, from_student),
+        ):
+            if places == (taps.LOGITS,) and taps.gives_probabilities(model):
+                raise ValueError(
+                    f"The term '{term.name}' compares logits. Received: a {role} '{model.name}' that ends in a softmax or "
+                    f"sigmoid and so gives probabilities. Remove that activation, or name the layer before it: {role}=..."
+                )
+        if from_teacher == from_student == (taps.LOGITS,):
+            classes = taps.num_classes(teacher), taps.num_classes(self.student)
+            if None not in classes and classes[0] != classes[1]:
+                raise ValueError(
+                    f"The term '{term.name}' compares logits, so teacher and student must have the same number of "
+                    f"classes. Received: {classes[0]} for '{teacher.name}' and {classes[1]} for '{self.student.name}'."
+                )
+
+    def build_adapters(self) -> dict[str, keras.layers.Layer]:
+        """Builds the layers that go on the student's taps, and puts them into the terms.
+
+        Returns:
+            The adapters by their terms' names. Those of a loaded Distiller are in its terms; without a
+            teacher none are made.
+        """
+        adapters = {}
+        for index, term in enumerate(self.terms):
+            student_shape = taps.shape(self._tapped_student, self._student_places, self.student_taps[index])
+            adapter = term.adapter
+            if (
+                adapter is None
+                and self.teacher is not None
+                and isinstance(term.loss, losses.DistillationLoss)
+            ):
+                teacher_shape = taps.shape(
+                    self._tapped_teacher, self._teacher_places, self.teacher_taps[index]
+                )
+                adapter = term.loss.default_adapter(teacher_shape, student_shape)
+            if adapter is not None:
+                if not adapter.built:
+                    adapter.build(student_shape)
+                adapters[str(term.name)] = adapter
+        self.terms = tuple(
+            dataclasses.replace(term, adapter=adapters.get(str(term.name))) for term in self.terms
+        )
+        return adapters
+
+    def run_teacher(self, x: Any) -> list[Any]:
+        """Runs the teacher in inference mode, without gradients, as far as its last tap.
+
+        Raises:
+            ValueError: if there is no teacher.
+        """
+        if self._tapped_teacher is None:
+            raise ValueError(
+                "The terms need the teacher, which is not saved with the Distiller. Hand it back: "
+                f"distiller.teacher = teacher (fingerprint {self.fingerprint})."
+            )
+        return [
+            tf.stop_gradient(value) for value in keras.tree.flatten(self._tapped_teacher(x, training=False))
+        ]
+
+    def run_student(self, x: Any, training: bool, with_taps: bool) -> tuple[Any, list[Any]]:
+        """Runs the student once; returns its output and the values at its taps."""
+        if not with_taps:
+            return self.student(x, training=training), []
+        values = keras.tree.flatten(self._tapped_student(x, training=training))
+        return values[0], values
+
+    def pairs(self, teacher_values: list[Any], student_values: list[Any]) -> Iterator[tuple[Any, Any]]:
+        """Yields for each term what its loss gets: two tensors, or two lists for a loss over several layers."""
+        if not teacher_values:
+            return
+        for term, from_teacher, from_student in zip(
+            self.terms, self.teacher_taps, self.student_taps, strict=True
+        ):
+            teacher = [teacher_values[self._teacher_places.index(tap)] for tap in from_teacher]
+            student = [student_values[self._student_places.index(tap)] for tap in from_student]
+            several = isinstance(term.teacher or term.student, tuple) or term.default_tap == "all_stages"
+            yield (teacher, student) if several else (teacher[0], student[0])

@@ -1,0 +1,72 @@
+"""What every distillation loss has in common."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+Tap = Literal["last_stage", "all_stages", "logits"]
+Shape = tuple[int | None, ...]
+
+
+class DistillationLoss(keras.losses.Loss):
+    """Base class: a `keras.losses.Loss` that says where it wants to look and computes in float32 or more.
+
+    A subclass implements `call(y_true, y_pred)` with `y_true` the teacher's tensor and `y_pred` the
+    student's (tuples of tensors for a loss over several layers), and returns one value per example,
+    shape `(batch,)`; reduction and serialisation are Keras'.
+
+    Class attributes:
+        default_tap: which layers are compared when a `Term` names none: `"last_stage"`,
+            `"all_stages"` or `"logits"`.
+        batch_relational: whether the value of one example depends on the other examples of the batch.
+            Such a loss has nothing to say about a batch of one.
+
+    Args:
+        reduction: as in `keras.losses.Loss`; default `"sum_over_batch_size"`, the mean over the batch.
+        name: default is the class' name in snake case.
+        dtype: `"float32"` or `"float64"`; None is `keras.config.floatx()`.
+
+    Raises:
+        ValueError: if the dtype is narrower than float32, in which a Gram matrix overflows.
+    """
+
+    default_tap: Tap = "logits"
+    batch_relational: bool = False
+
+    def __init__(
+        self, reduction: str | None = "sum_over_batch_size", name: str | None = None, dtype: Any = None
+    ) -> None:
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(
+                "`dtype` of a distillation loss must be 'float32' or 'float64', whatever the dtype policy of "
+                f"the networks. Received: dtype={dtype} (keras.config.floatx() is '{keras.config.floatx()}'). "
+                "Pass dtype='float32'."
+            )
+
+    def default_adapter(
+        self, teacher_shape: Shape | Sequence[Shape], student_shape: Shape | Sequence[Shape]
+    ) -> keras.layers.Layer | None:
+        """Returns the layer to put on the student's tap where the `Term` names none.
+
+        Args:
+            teacher_shape: shape of the teacher's tap, batch dimension None; a list of shapes for
+                a loss over several layers.
+            student_shape: the same of the student.
+
+        Returns:
+            A serialisable layer, or None for a loss that compares the two taps as they are.
+        """
+        del teacher_shape, student_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration; unlike Keras' own (3.15), it keeps the dtype."""
+        return {**super().get_config(), "dtype": self.dtype}
+
+
+def at_least_float32(x: Any) -> Any:
+    """Returns the tensor in float32, or in float64 if it is float64 already."""
+    x = ops.convert_to_tensor(x)
+    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))

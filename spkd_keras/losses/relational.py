@@ -1,0 +1,83 @@
+"""Losses that compare the relations between the examples of a mini-batch."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32
+
+# Squared norm of a row of the Gram matrix below which the row counts as dead, for example an image on
+# which every activation is zero after a ReLU.
+DEAD_ROW = 1e-24
+
+
+def similarity_matrix(activations: Any) -> Any:
+    """Pairwise similarities of the examples of a batch, each row scaled to length one.
+
+        Q = reshape(A, (b, -1));  S = Q Q^T;  G[i, :] = S[i, :] / ||S[i, :]||_2
+
+    The rows are normalised after the product, as in the paper. A dead row (||S[i, :]||^2 <= 1e-24) is zero
+    and passes no gradient: it is masked before the reciprocal square root, since clamping the norm instead
+    leaves gradients of 1e14, which overflow float16 and stop a loss-scaled training without a message.
+
+    Args:
+        activations: shape `(b, ...)`, any float dtype; computed in float32 at least.
+
+    Returns:
+        Shape `(b, b)`, float32 (float64 if the activations are). Not symmetric.
+
+    Reference: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, eq. 1-3.
+    """
+    activations = at_least_float32(activations)
+    features = ops.reshape(activations, (ops.shape(activations)[0], -1))
+    similarities = ops.matmul(features, ops.transpose(features))
+    norm_squared = ops.sum(ops.square(similarities), axis=1, keepdims=True)
+    alive = norm_squared > DEAD_ROW
+    inverse_norm = ops.rsqrt(ops.where(alive, norm_squared, ops.ones_like(norm_squared)))
+    return ops.where(alive, similarities * inverse_norm, ops.zeros_like(similarities))
+
+
+def similarity_preserving(teacher: Any, student: Any) -> Any:
+    """Mean squared difference of each row of the two similarity matrices.
+
+        l_i = 1/b * ||G_T[i, :] - G_S[i, :]||^2, so that mean(l) = 1/b^2 * ||G_T - G_S||_F^2
+
+    Args:
+        teacher: activations of shape `(b, ...)`.
+        student: activations of shape `(b, ...)`; only b must agree. In [0, 2] a row and at most 2/b in the
+            mean for non-negative activations, below 4/b for signed ones.
+
+    Returns:
+        Shape `(b,)`. Zero for a batch of one, in which there is no pair to compare.
+
+    Reference: Tung & Mori, ICCV 2019, eq. 4, for one pair of layers.
+    """
+    difference = similarity_matrix(teacher) - similarity_matrix(student)
+    per_example = ops.mean(ops.square(difference), axis=1)
+    has_pairs = ops.cast(ops.shape(per_example)[0] > 1, per_example.dtype)
+    return per_example * has_pairs
+
+
+@keras.saving.register_keras_serializable("spkd_keras")
+class SimilarityPreserving(DistillationLoss):
+    """Similarity-preserving loss: the student matches the teacher's matrix of pairwise similarities.
+
+        L_SP = 1/b^2 * ||G_T - G_S||_F^2
+
+    See `similarity_matrix` and `similarity_preserving`. The published weight (gamma) is 3000 for CIFAR-10 and
+    2000 for CINIC-10. The loss falls as 1/b, so gamma is tied to the batch size: 128 and 96 there.
+    It looks at the last stage, before the closing activation or 1x1 convolution. The shapes of the two
+    taps may differ in everything but the batch.
+
+    Args: those of `DistillationLoss`.
+
+    Reference: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019.
+    """
+
+    default_tap: Tap = "last_stage"
+    batch_relational = True
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns one value per example, shape `(batch,)`."""
+        return similarity_preserving(y_true, y_pred)

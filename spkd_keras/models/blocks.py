@@ -1,0 +1,115 @@
+"""The functional pieces that every network is made of."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+PixelStatistics = float | Sequence[float] | None
+
+
+def scale_channels(channels: int, width: float) -> int:
+    """Returns the number of channels at a width multiplier: int(channels * width), at least one."""
+    return max(1, int(channels * width))
+
+
+def check_arguments(
+    width: float, num_classes: int, image_shape: Sequence[int], total_stride: int
+) -> tuple[int, int, int]:
+    """Checks what all builders have in common and returns the image shape as a tuple.
+
+    Args:
+        width: above 0.
+        num_classes: at least 2.
+        image_shape: (height, width, channels), each side at least `total_stride`.
+        total_stride: product of the network's strides.
+
+    Raises:
+        ValueError: if one of them is out of range.
+    """
+    if not width > 0:
+        raise ValueError(f"`width` must be above 0, for example 1 or 0.5. Received: width={width}.")
+    if num_classes < 2:
+        raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}.")
+    shape = tuple(image_shape)
+    if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise ValueError(
+            "`image_shape` must be (height, width, channels), for example (32, 32, 3). "
+            f"Received: image_shape={image_shape}."
+        )
+    if min(shape[:2]) < total_stride:
+        raise ValueError(
+            f"`image_shape` must be at least {total_stride}x{total_stride}, the product of the network's strides. "
+            f"Received: image_shape={image_shape}. Resize the images."
+        )
+    return shape[0], shape[1], shape[2]
+
+
+def image_input(
+    image_shape: tuple[int, int, int], mean: PixelStatistics, std: PixelStatistics
+) -> tuple[Any, Any]:
+    """Returns the input `image` (pixels 0..255) and the normalised image after the layer `preprocessing`.
+
+    Args:
+        image_shape: (height, width, channels).
+        mean: a number or one for each channel, in 0..255 units. None, with std None too: x / 127.5 - 1.
+        std: the same for the standard deviation.
+
+    Raises:
+        ValueError: if only one of them is given, a number of values is not that of the channels, or std is not above 0.
+    """
+    if (mean is None) != (std is None):
+        raise ValueError(f"`mean` and `std` must be given together. Received: mean={mean}, std={std}.")
+    if mean is None or std is None:
+        mean, std = 127.5, 127.5
+    per_channel = {}
+    for name, values in (("mean", mean), ("std", std)):
+        values = [float(value) for value in values] if isinstance(values, Sequence) else [float(values)]
+        if len(values) not in (1, image_shape[-1]):
+            raise ValueError(
+                f"`{name}` must be one number or one for each of the {image_shape[-1]} channels. "
+                f"Received: {name}={values}."
+            )
+        per_channel[name] = values * (image_shape[-1] // len(values))
+    if min(per_channel["std"]) <= 0:
+        raise ValueError(f"`std` must be above 0, in 0..255 units. Received: std={std}.")
+    scale = [1 / deviation for deviation in per_channel["std"]]
+    offset = [
+        -center / deviation for center, deviation in zip(per_channel["mean"], per_channel["std"], strict=True)
+    ]
+    image = keras.Input(image_shape, name="image")
+    # float32 whatever the policy: float16 and bfloat16 would round the pixels.
+    return image, layers.Rescaling(scale, offset, dtype="float32", name="preprocessing")(image)
+
+
+def convolution(x: Any, channels: int, kernel: int, stride: int = 1, *, name: str) -> Any:
+    """A convolution without bias, "same" padding, He-normal (fan-out) initialisation."""
+    initializer = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+    return layers.Conv2D(
+        channels,
+        kernel,
+        stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer=initializer,
+        name=name,
+    )(x)
+
+
+def batch_normalization(x: Any, *, synchronized: bool | None, name: str) -> Any:
+    """Batch normalisation with the published recipes' constants.
+
+    PyTorch's momentum of 0.1 is Keras' 0.9. `synchronized=None` synchronises the statistics across replicas when
+    the network is built under a strategy that has several.
+    """
+    if synchronized is None:
+        synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized, name=name)(x)
+
+
+def classifier(x: Any, num_classes: int) -> Any:
+    """Global average pooling and a dense layer `logits`, whose output is float32 whatever the policy."""
+    x = layers.GlobalAveragePooling2D(name="pooling")(x)
+    return layers.Dense(num_classes, dtype="float32", name="logits")(x)

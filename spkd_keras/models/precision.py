@@ -1,0 +1,43 @@
+"""The same network in another precision."""
+
+from typing import Any
+
+import keras
+from keras import layers
+
+# Weights stay in float32 and are cast where they are used, so that nothing is rounded twice.
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+def in_precision(model: keras.Model, dtype: str) -> keras.Model:
+    """Returns a copy of a network that computes in another dtype, with the same weights.
+
+    The layers that normalise raw pixels and the one that gives the output stay in float32.
+
+    Args:
+        model: functional or Sequential, nested ones included.
+        dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+        ValueError: if the dtype is another, or the model cannot be copied layer by layer.
+    """
+    if dtype not in PRECISIONS:
+        raise ValueError(f"The dtype must be one of {', '.join(PRECISIONS)}. Received: {dtype!r}.")
+    last = getattr(model, "outputs", None) and model.outputs[0]._keras_history.operation
+
+    def copy_layer(layer: Any) -> Any:
+        if not isinstance(layer, layers.Layer):  # an operation of keras.ops has no weights and no policy
+            return layer
+        config = layer.get_config()
+        stays = layer is last or isinstance(layer, layers.Rescaling | layers.Normalization)
+        config["dtype"] = "float32" if stays else PRECISIONS[dtype]
+        return type(layer).from_config(config)
+
+    try:
+        copy = keras.models.clone_model(model, clone_function=copy_layer, recursive=True)
+    except (ValueError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"'{model.name}' cannot be copied to {dtype} layer by layer; build it in that precision instead. {error}"
+        ) from error
+    copy.set_weights(model.get_weights())
+    return copy
