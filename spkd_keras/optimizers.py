@@ -49,9 +49,7 @@ class CoupledSGD(keras.optimizers.Optimizer):
                 f"`weight_decay` must be at least 0, for example 5e-4. Received: weight_decay={weight_decay}."
             )
         if nesterov and momentum == 0:
-            raise ValueError(
-                "`nesterov=True` needs a momentum above 0, for example 0.9. Received: momentum=0."
-            )
+            raise ValueError("`nesterov=True` needs a momentum above 0, for example 0.9. Received: momentum=0.")
         self.momentum = float(momentum)
         self.nesterov = nesterov
         self._velocities: list[Any] = []

@@ -42,9 +42,7 @@ class TrainingGuard(keras.callbacks.Callback):
         """Looks for values that are not finite."""
         if not self.first_step_seen:
             raise ValueError("The training data must have at least one batch. Received: none.")
-        values = {
-            name: float((logs or {}).get(name, 0.0)) for name in (*self.term_names, "student_loss", "loss")
-        }
+        values = {name: float((logs or {}).get(name, 0.0)) for name in (*self.term_names, "student_loss", "loss")}
         bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(
@@ -64,11 +62,7 @@ def clear_label_errors(num_classes: int | None) -> Iterator[None]:
     except tf.errors.InvalidArgumentError as error:
         if "label value" not in str(error):
             raise
-        detail = (
-            str(error)[str(error).index("Received a label value") :]
-            .split("  Label values")[0]
-            .splitlines()[0]
-        )
+        detail = str(error)[str(error).index("Received a label value") :].split("  Label values")[0].splitlines()[0]
         raise ValueError(
             f"Labels must be integers from 0 to the student's number of classes less one"
             f"{f', {num_classes - 1}' if num_classes else ''}. {detail}"

@@ -7,10 +7,9 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from spkd_keras import models
 from spkd_keras.distiller import taps
 from spkd_keras.distiller.guard import TrainingGuard, clear_label_errors
-from spkd_keras.distiller.term import Term, with_unique_names
+from spkd_keras.distiller.term import Term, named
 from spkd_keras.distiller.wiring import Wiring
 
 RESERVED_NAMES = ("loss", "student_loss")
@@ -33,11 +32,12 @@ class Distiller(keras.Model):
     the student's own `evaluate` gives.
 
     Args:
-        teacher: a built model whose tapped layers are in functional or Sequential models, or None where there are no terms.
+        teacher: a built model whose tapped layers are in functional or Sequential models; None if there are no terms.
         student: the model to train; it may differ from the teacher in all but what the terms compare.
         terms: list of `Term`.
         student_loss_weight: weight of the compiled loss, at least 0, default 1. With 0 the images need no labels.
-        teacher_dtype: "bfloat16", "float16" or "float32": run a copy of the teacher that computes in it. Default None: as it is.
+        teacher_dtype: "bfloat16", "float16" or "float32": run a copy of the teacher that computes in it. Default
+            None: the teacher as it is.
         evaluate_terms: whether `evaluate` runs the teacher and computes the terms. Default False.
         teacher_fingerprint: of a teacher that is handed back later; set when a Distiller is loaded.
         name: of the model.
@@ -69,26 +69,28 @@ class Distiller(keras.Model):
     ) -> None:
         # Images go to the two networks as they come; each casts them by its own policy.
         super().__init__(name=name, autocast=False)
-        terms = with_unique_names(terms, RESERVED_NAMES)
-        _check_arguments(teacher, student, terms, student_loss_weight, teacher_fingerprint)
+        named_terms = named(terms, RESERVED_NAMES)
+        _check_arguments(teacher, student, list(named_terms), student_loss_weight, teacher_fingerprint)
         self.student = student
         self.student_loss_weight = float(student_loss_weight)
         self.evaluate_terms = evaluate_terms
         # Plain Python objects are not tracked by Keras, so nothing of the teacher is saved or trained.
-        self._wiring = Wiring(student, terms, teacher_dtype, teacher_fingerprint)
+        self._wiring = Wiring(student, named_terms, teacher_dtype, teacher_fingerprint)
         if teacher is not None:
             self._wiring.connect(teacher)
         self.adapters = self._wiring.build_adapters()
         self.term_weights = {
-            term.name: self.add_weight(
-                shape=(), initializer=keras.initializers.Constant(term.weight), trainable=False,
-                dtype="float32", autocast=False, name=f"{term.name}_weight",
+            name: self.add_weight(
+                shape=(),
+                initializer=keras.initializers.Constant(term.weight),
+                trainable=False,
+                dtype="float32",
+                autocast=False,
+                name=f"{name}_weight",
             )
-            for term in terms
-        }  # fmt: skip
-        self._trackers = {
-            name: keras.metrics.Mean(name=name) for name in ("student_loss", *self.term_weights)
+            for name, term in named_terms.items()
         }
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in ("student_loss", *self.term_weights)}
         self.built = True
 
     # --- the teacher: a name that Keras must not see ---------------------------------------------------------------
@@ -118,7 +120,7 @@ class Distiller(keras.Model):
     @property
     def terms(self) -> tuple[Term, ...]:
         """The terms, each with its own name and the adapter that it has."""
-        return self._wiring.terms
+        return tuple(self._wiring.terms.values())
 
     @property
     def teacher_dtype(self) -> str | None:
@@ -191,11 +193,11 @@ class Distiller(keras.Model):
         """Trains as `keras.Model.fit` does.
 
         Raises:
-            ValueError: if there is no teacher, the data are empty, labels are outside the classes, or batches of one image
-                meet a term that compares images.
+            ValueError: if there is no teacher, the data are empty, labels are outside the classes, or batches of one
+                image meet a term that compares images.
             FloatingPointError: after an epoch in which the loss or a term was not finite.
         """
-        relational = [term.name for term in self.terms if term.batch_relational]
+        relational = [name for name, term in self._wiring.terms.items() if term.batch_relational]
         if relational and batch_size == 1:
             raise ValueError(
                 f"`batch_size` must be at least 2, since these terms compare the images of a batch: "
@@ -222,7 +224,8 @@ class Distiller(keras.Model):
         with tf.GradientTape() as tape:
             y_pred, student_taps = self._wiring.run_student(x, training=True, with_taps=bool(self.terms))
             losses = self._compiled_loss(y, y_pred, sample_weight)
-            losses |= self._term_values(teacher_taps, student_taps, training=True)
+            if self.terms:
+                losses |= self._term_values(teacher_taps, student_taps, training=True)
             objective = self._objective(losses, self.student_loss_weight)
             scaled = self.optimizer.scale_loss(objective)
         variables = self.trainable_variables
@@ -243,7 +246,8 @@ class Distiller(keras.Model):
             losses |= self._term_values(self._wiring.run_teacher(x), student_taps, training=False)
         if not losses:
             raise ValueError(
-                "`evaluate` needs labels y and a compiled loss, or a Distiller with evaluate_terms=True. Received: neither."
+                "`evaluate` needs labels y and a compiled loss, or a Distiller with evaluate_terms=True. "
+                "Received: neither."
             )
         # The student's own loss is not weighted; the objective of training is.
         objective = self._objective(losses, self.student_loss_weight if with_terms else 1.0)
@@ -254,16 +258,12 @@ class Distiller(keras.Model):
             return {}
         return {"student_loss": self._compile_loss(y, y_pred, sample_weight)}
 
-    def _term_values(
-        self, teacher_taps: list[Any], student_taps: list[Any], training: bool
-    ) -> dict[str, Any]:
+    def _term_values(self, teacher_taps: list[Any], student_taps: list[Any], training: bool) -> dict[str, Any]:
         values = {}
-        for term, (teacher, student) in zip(
-            self.terms, self._wiring.pairs(teacher_taps, student_taps), strict=True
-        ):
-            if term.name in self.adapters:
-                student = self.adapters[term.name](student, training=training)
-            values[term.name] = term.loss(teacher, student)
+        for name, teacher, student in self._wiring.pairs(teacher_taps, student_taps):
+            if name in self.adapters:
+                student = self.adapters[name](student, training=training)
+            values[name] = self._wiring.terms[name].loss(teacher, student)
         return values
 
     def _objective(self, losses: dict[str, Any], student_loss_weight: float) -> Any:
@@ -290,18 +290,12 @@ class Distiller(keras.Model):
             results = {"loss": self._loss_tracker.result()}
             return results | {name: self._trackers[name].result() for name in losses}
         results = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return {
-            name: value for name, value in results.items() if name in losses or name not in self._trackers
-        }
+        return {name: value for name, value in results.items() if name in losses or name not in self._trackers}
 
-    def get_metrics_result(self) -> dict[str, Any]:
-        """Returns the metrics' values; those of labels that were never seen are left out."""
-        unseen = self._compile_metrics is not None and not self._compile_metrics.built
-        compiled, self._compile_metrics = self._compile_metrics, None if unseen else self._compile_metrics
-        try:
-            return super().get_metrics_result()
-        finally:
-            self._compile_metrics = compiled
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """All metrics, without the compiled ones as long as no labels were seen."""
+        return [m for m in super().metrics if m is not self._compile_metrics or m.built]
 
     def examples_seen(self) -> float:
         """Returns the number of images since the epoch (or the evaluation) began."""
@@ -314,7 +308,7 @@ class Distiller(keras.Model):
         return self.student.export(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the configuration: the student, the terms with their adapters, nothing of the teacher but its fingerprint."""
+        """Returns the configuration: the student and the terms, and of the teacher its fingerprint alone."""
         return {
             "name": self.name,
             "student": keras.saving.serialize_keras_object(self.student),
@@ -344,7 +338,8 @@ class Distiller(keras.Model):
         if len(store.keys()) != len(state):
             raise ValueError(
                 f"The file holds {len(store.keys())} variables of a Distiller and this one has {len(state)}: "
-                f"{', '.join(variable.path for variable in state)}. Load it into a Distiller with the same terms and student."
+                f"{', '.join(variable.path for variable in state)}. "
+                "Load it into a Distiller with the same terms and student."
             )
         for index, variable in enumerate(state):
             variable.assign(store[str(index)])
@@ -358,7 +353,7 @@ class Distiller(keras.Model):
 def _check_arguments(
     teacher: keras.Model | None,
     student: keras.Model,
-    terms: Sequence[Term],
+    terms: list[str],
     student_loss_weight: float,
     teacher_fingerprint: str | None,
 ) -> None:
@@ -372,9 +367,7 @@ def _check_arguments(
     if teacher is student:
         raise ValueError("`teacher` and `student` must be two models: the student's weights change.")
     if terms and teacher is None and teacher_fingerprint is None:
-        raise ValueError(
-            f"`teacher` must be a model, since there are terms: {', '.join(str(t.name) for t in terms)}."
-        )
+        raise ValueError(f"`teacher` must be a model, since there are terms: {', '.join(terms)}.")
     if not student_loss_weight >= 0:
         raise ValueError(f"`student_loss_weight` must be at least 0. Received: {student_loss_weight}.")
     if not student_loss_weight and not terms:

@@ -47,9 +47,7 @@ def is_graph(layer: Any) -> bool:
     return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))
 
 
-def resolve(
-    model: keras.Model, names: str | tuple[str, ...] | None, default_tap: str, role: str
-) -> tuple[Tap, ...]:
+def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap: str, role: str) -> tuple[Tap, ...]:
     """Finds the places that a term names.
 
     Args:
@@ -76,9 +74,7 @@ def resolve(
             if name not in paths:
                 raise ValueError(_unknown_layer(name, list(paths), role, model.name))
         return tuple(Tap(name) for name in wanted)
-    stages = sorted(
-        (int(found.group(1)), path) for path in paths if (found := re.search(r"(?:^|/)stage(\d+)$", path))
-    )
+    stages = sorted((int(found.group(1)), path) for path in paths if (found := re.search(r"(?:^|/)stage(\d+)$", path)))
     if default_tap == "all_stages" and stages:
         return tuple(Tap(path) for _, path in stages)
     if default_tap == "last_stage" and stages:
@@ -160,9 +156,7 @@ def _replay(model: keras.Model, inputs: Any, found: dict[Tap, list[Any]], prefix
     # Functional even for a Sequential, and not compiled, so that no optimizer is copied. Keras moves a graph that
     # starts at inner tensors to new inputs, so what was computed here is taken at the end layer.
     graph = keras.Model(model.input, end(model.output))
-    keras.models.clone_model(
-        graph, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call
-    )
+    keras.models.clone_model(graph, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call)
     return outputs[0]
 
 

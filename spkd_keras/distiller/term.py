@@ -1,6 +1,7 @@
 """A term of the objective: a loss, its weight, and where in the two networks it looks."""
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -50,13 +51,9 @@ class Term:
         if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
             raise ValueError(f"`weight` of a Term must be a number. Received: weight={self.weight!r}.")
         if not 0 <= self.weight < math.inf:
-            raise ValueError(
-                f"`weight` of a Term must be finite and at least 0. Received: weight={self.weight}."
-            )
+            raise ValueError(f"`weight` of a Term must be finite and at least 0. Received: weight={self.weight}.")
         if self.adapter is not None and not isinstance(self.adapter, keras.layers.Layer):
-            raise ValueError(
-                f"`adapter` of a Term must be a Keras layer. Received: adapter={self.adapter!r}."
-            )
+            raise ValueError(f"`adapter` of a Term must be a Keras layer. Received: adapter={self.adapter!r}.")
         for role in ("teacher", "student"):
             names = getattr(self, role)
             if isinstance(names, list):
@@ -67,11 +64,7 @@ class Term:
                 raise ValueError(
                     f"`{role}` of a Term must be a layer's name, a tuple of names, or None. Received: {names!r}."
                 )
-        if (
-            self.teacher is not None
-            and self.student is not None
-            and count(self.teacher) != count(self.student)
-        ):
+        if self.teacher is not None and self.student is not None and count(self.teacher) != count(self.student):
             raise ValueError(
                 "`teacher` and `student` of a Term must name the same number of layers, paired by position. "
                 f"Received: teacher={self.teacher!r}, student={self.student!r}."
@@ -112,7 +105,7 @@ def count(names: str | tuple[str, ...]) -> int:
     return len(names) if isinstance(names, tuple) else 1
 
 
-def with_unique_names(terms: Sequence[Term], reserved: Sequence[str]) -> tuple[Term, ...]:
+def named(terms: Sequence[Term], reserved: Sequence[str]) -> dict[str, Term]:
     """Gives every term a name of its own.
 
     Args:
@@ -120,30 +113,28 @@ def with_unique_names(terms: Sequence[Term], reserved: Sequence[str]) -> tuple[T
         reserved: names that a term cannot have.
 
     Raises:
-        ValueError: if something else than a Term is among them, or a given name is reserved or there twice.
+        ValueError: if something else than a Term is among them, or a given name is reserved, there twice, or no word.
     """
     for term in terms:
         if not isinstance(term, Term):
-            raise ValueError(
-                f"`terms` must be a list of Term. Received: {term!r}. Write Term(loss, weight=...)."
-            )
+            raise ValueError(f"`terms` must be a list of Term. Received: {term!r}. Write Term(loss, weight=...).")
     taken = list(reserved)
-    for term in terms:
-        if term.name is None:
-            continue
-        if term.name in taken or not re.fullmatch(r"[A-Za-z]\w*", term.name):
+    for name in (term.name for term in terms if term.name is not None):
+        if name in taken or not re.fullmatch(r"[A-Za-z]\w*", name):
             raise ValueError(
                 "`name` of a Term must be a word of letters, digits and underscores that no other term has and that is "
-                f"not one of {', '.join(reserved)}. Received: name={term.name!r}."
+                f"not one of {', '.join(reserved)}. Received: name={name!r}."
             )
-        taken.append(term.name)
-    named = []
+        taken.append(name)
+    result = {}
     for term in terms:
-        name = term.name
-        if name is None:
-            base = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(term.loss).__name__).lower()
-            suffixes = (f"_{index}" if index > 1 else "" for index in range(1, len(terms) + len(taken) + 2))
-            name = next(base + suffix for suffix in suffixes if base + suffix not in taken)
-            taken.append(name)
-        named.append(dataclasses.replace(term, name=name))
-    return tuple(named)
+        name = term.name or _free_name(term, taken)
+        taken.append(name)
+        result[name] = dataclasses.replace(term, name=name)
+    return result
+
+
+def _free_name(term: Term, taken: Sequence[str]) -> str:
+    base = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(term.loss).__name__).lower()
+    candidates = (f"{base}_{index}" if index > 1 else base for index in itertools.count(1))
+    return next(name for name in candidates if name not in taken)

@@ -17,7 +17,7 @@ class Wiring:
 
     Args:
         student: the student.
-        terms: with unique names.
+        terms: by their names.
         teacher_dtype: in which a copy of the teacher runs, or None.
         fingerprint: of the teacher that may be connected, or None for any.
     """
@@ -25,7 +25,7 @@ class Wiring:
     def __init__(
         self,
         student: keras.Model,
-        terms: tuple[Term, ...],
+        terms: dict[str, Term],
         teacher_dtype: str | None,
         fingerprint: str | None,
     ) -> None:
@@ -39,7 +39,7 @@ class Wiring:
                 f"`teacher_dtype` must be one of {', '.join(models.PRECISIONS)} or None. Received: {teacher_dtype!r}."
             )
         self.student_taps = [
-            taps.resolve(student, term.student, term.default_tap, "student") for term in terms
+            taps.resolve(student, term.student, term.default_tap, "student") for term in terms.values()
         ]
         self._student_places = list(
             dict.fromkeys([taps.LOGITS, *(tap for group in self.student_taps for tap in group)])
@@ -64,13 +64,13 @@ class Wiring:
         if self.fingerprint not in (None, fingerprint):
             raise ValueError(
                 f"`teacher` must be the one that this student was distilled from, fingerprint {self.fingerprint}. "
-                f"Received: '{teacher.name}' with fingerprint {fingerprint}. To distil from another teacher, construct a new "
-                "Distiller with this student."
+                f"Received: '{teacher.name}' with fingerprint {fingerprint}. To distil from another teacher, construct "
+                "a new Distiller with this student."
             )
         teacher_taps = [
-            taps.resolve(teacher, term.teacher, term.default_tap, "teacher") for term in self.terms
+            taps.resolve(teacher, term.teacher, term.default_tap, "teacher") for term in self.terms.values()
         ]
-        for term, from_teacher, from_student in zip(self.terms, teacher_taps, self.student_taps, strict=True):
+        for term, from_teacher, from_student in zip(self.terms.values(), teacher_taps, self.student_taps, strict=True):
             self._check_pair(teacher, term, from_teacher, from_student)
         places = list(dict.fromkeys(tap for group in teacher_taps for tap in group))
         source = teacher if self.teacher_dtype is None else models.in_precision(teacher, self.teacher_dtype)
@@ -99,8 +99,9 @@ class Wiring:
         ):
             if places == (taps.LOGITS,) and taps.gives_probabilities(model):
                 raise ValueError(
-                    f"The term '{term.name}' compares logits. Received: a {role} '{model.name}' that ends in a softmax or "
-                    f"sigmoid and so gives probabilities. Remove that activation, or name the layer before it: {role}=..."
+                    f"The term '{term.name}' compares logits. Received: a {role} '{model.name}' that ends in a softmax "
+                    "or sigmoid and so gives probabilities. Remove that activation, or name the layer before it: "
+                    f"{role}=..."
                 )
         if from_teacher == from_student == (taps.LOGITS,):
             classes = taps.num_classes(teacher), taps.num_classes(self.student)
@@ -118,25 +119,17 @@ class Wiring:
             teacher none are made.
         """
         adapters = {}
-        for index, term in enumerate(self.terms):
+        for index, (name, term) in enumerate(self.terms.items()):
             student_shape = taps.shape(self._tapped_student, self._student_places, self.student_taps[index])
             adapter = term.adapter
-            if (
-                adapter is None
-                and self.teacher is not None
-                and isinstance(term.loss, losses.DistillationLoss)
-            ):
-                teacher_shape = taps.shape(
-                    self._tapped_teacher, self._teacher_places, self.teacher_taps[index]
-                )
+            if adapter is None and self.teacher is not None and isinstance(term.loss, losses.DistillationLoss):
+                teacher_shape = taps.shape(self._tapped_teacher, self._teacher_places, self.teacher_taps[index])
                 adapter = term.loss.default_adapter(teacher_shape, student_shape)
             if adapter is not None:
                 if not adapter.built:
                     adapter.build(student_shape)
-                adapters[str(term.name)] = adapter
-        self.terms = tuple(
-            dataclasses.replace(term, adapter=adapters.get(str(term.name))) for term in self.terms
-        )
+                adapters[name] = adapter
+        self.terms = {name: dataclasses.replace(term, adapter=adapters.get(name)) for name, term in self.terms.items()}
         return adapters
 
     def run_teacher(self, x: Any) -> list[Any]:
@@ -150,9 +143,7 @@ class Wiring:
                 "The terms need the teacher, which is not saved with the Distiller. Hand it back: "
                 f"distiller.teacher = teacher (fingerprint {self.fingerprint})."
             )
-        return [
-            tf.stop_gradient(value) for value in keras.tree.flatten(self._tapped_teacher(x, training=False))
-        ]
+        return [tf.stop_gradient(value) for value in keras.tree.flatten(self._tapped_teacher(x, training=False))]
 
     def run_student(self, x: Any, training: bool, with_taps: bool) -> tuple[Any, list[Any]]:
         """Runs the student once; returns its output and the values at its taps."""
@@ -161,14 +152,12 @@ class Wiring:
         values = keras.tree.flatten(self._tapped_student(x, training=training))
         return values[0], values
 
-    def pairs(self, teacher_values: list[Any], student_values: list[Any]) -> Iterator[tuple[Any, Any]]:
-        """Yields for each term what its loss gets: two tensors, or two lists for a loss over several layers."""
-        if not teacher_values:
-            return
-        for term, from_teacher, from_student in zip(
-            self.terms, self.teacher_taps, self.student_taps, strict=True
+    def pairs(self, teacher_values: list[Any], student_values: list[Any]) -> Iterator[tuple[str, Any, Any]]:
+        """Yields each term's name and what its loss gets: two tensors, or two lists for a loss over several layers."""
+        for (name, term), from_teacher, from_student in zip(
+            self.terms.items(), self.teacher_taps, self.student_taps, strict=True
         ):
             teacher = [teacher_values[self._teacher_places.index(tap)] for tap in from_teacher]
             student = [student_values[self._student_places.index(tap)] for tap in from_student]
             several = isinstance(term.teacher or term.student, tuple) or term.default_tap == "all_stages"
-            yield (teacher, student) if several else (teacher[0], student[0])
+            yield (name, teacher, student) if several else (name, teacher[0], student[0])

@@ -60,6 +60,7 @@ class DistillationLoss(keras.losses.Loss):
             A serialisable layer, or None for a loss that compares the two taps as they are.
         """
         del teacher_shape, student_shape
+        return None
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration; unlike Keras' own (3.15), it keeps the dtype."""

@@ -56,9 +56,7 @@ class SoftTargets(DistillationLoss):
     def __init__(self, temperature: float = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not temperature > 0:
-            raise ValueError(
-                f"`temperature` must be above 0, for example 4.0. Received: temperature={temperature}."
-            )
+            raise ValueError(f"`temperature` must be above 0, for example 4.0. Received: temperature={temperature}.")
         self.temperature = float(temperature)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:

@@ -47,9 +47,7 @@ def check_arguments(
     return shape[0], shape[1], shape[2]
 
 
-def image_input(
-    image_shape: tuple[int, int, int], mean: PixelStatistics, std: PixelStatistics
-) -> tuple[Any, Any]:
+def image_input(image_shape: tuple[int, int, int], mean: PixelStatistics, std: PixelStatistics) -> tuple[Any, Any]:
     """Returns the input `image` (pixels 0..255) and the normalised image after the layer `preprocessing`.
 
     Args:
@@ -76,9 +74,7 @@ def image_input(
     if min(per_channel["std"]) <= 0:
         raise ValueError(f"`std` must be above 0, in 0..255 units. Received: std={std}.")
     scale = [1 / deviation for deviation in per_channel["std"]]
-    offset = [
-        -center / deviation for center, deviation in zip(per_channel["mean"], per_channel["std"], strict=True)
-    ]
+    offset = [-center / deviation for center, deviation in zip(per_channel["mean"], per_channel["std"], strict=True)]
     image = keras.Input(image_shape, name="image")
     # float32 whatever the policy: float16 and bfloat16 would round the pixels.
     return image, layers.Rescaling(scale, offset, dtype="float32", name="preprocessing")(image)

@@ -67,15 +67,11 @@ def wide_resnet(
                 stride if index == 0 else 1,
                 synchronized=synchronized,
                 prefix=f"stage{stage}_block{index}",
-                output_name=f"stage{stage}"
-                if index == blocks_per_group - 1
-                else f"stage{stage}_block{index}",
+                output_name=f"stage{stage}" if index == blocks_per_group - 1 else f"stage{stage}_block{index}",
             )
     x = blocks.batch_normalization(x, synchronized=synchronized, name="head_bn")
     x = layers.ReLU(name="head")(x)
-    return keras.Model(
-        image, blocks.classifier(x, num_classes), name=name or f"wide_resnet_{depth}_{width:g}"
-    )
+    return keras.Model(image, blocks.classifier(x, num_classes), name=name or f"wide_resnet_{depth}_{width:g}")
 
 
 def _residual_block(

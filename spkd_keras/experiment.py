@@ -1,0 +1,346 @@
+"""An experiment as data: a frozen, validated model of its YAML file. Imports no TensorFlow."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+BASELINE = "student"  # the method without terms, with which every other is compared
+TEACHER = "teacher"  # the method of the run that trains the teacher
+TEACHER_SEED = 0
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class ExperimentError(ValueError):
+    """Something is wrong with what the user gave: a file, a value, a folder. The message is one clear line."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(_Model):
+    """Which images, and how they are split and batched.
+
+    Attributes:
+        name: of the data set.
+        batch_size: at least 2: the losses compare the images of a batch.
+        augmentation: of the training images; "none".
+        validation: fraction of the training images, stratified by class, that is held out to choose hyper-parameters
+            by; 0 for none.
+        train_fraction: fraction of the other training images that is used, stratified by class.
+    """
+
+    name: str
+    batch_size: int = Field(128, ge=2)
+    augmentation: Literal["none"] = "none"
+    validation: float = Field(0.1, ge=0, lt=1)
+    train_fraction: float = Field(1.0, gt=0, le=1)
+
+
+class Schedule(_Model):
+    """How a network is trained. The defaults are the paper's for CIFAR-10.
+
+    Attributes:
+        epochs: passes over the training images.
+        optimizer: "sgd", with the weight decay in the gradient (`spkd_keras.optimizers.CoupledSGD`).
+        learning_rate: at the start.
+        momentum: in [0, 1).
+        nesterov: whether to look ahead.
+        weight_decay: on every trainable variable.
+        drops: factors by which the learning rate is multiplied, keyed by the epoch at which that happens: an integer,
+            or a fraction of the epochs.
+    """
+
+    epochs: int = Field(200, ge=1)
+    optimizer: Literal["sgd"] = "sgd"
+    learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
+    drops: dict[int | float, Annotated[float, Field(gt=0)]] = {0.3: 0.2, 0.6: 0.2, 0.8: 0.2}
+
+    @pydantic.field_validator("drops")
+    @classmethod
+    def _check_drops(cls, drops: dict[int | float, float]) -> dict[int | float, float]:
+        for when in drops:
+            if not (0 < when < 1 if isinstance(when, float) else when > 0):
+                raise ValueError(f"keys must be epochs (integers from 1) or fractions between 0 and 1, received {when}")
+        return drops
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """Returns the learning rate of an epoch, counted from 0."""
+        rate = self.learning_rate
+        for when, factor in self.drops.items():
+            start = when if isinstance(when, int) else round(when * self.epochs)
+            rate *= factor if epoch >= start else 1.0
+        return rate
+
+
+class Network(_Model):
+    """A network: either `model`, a builder's name, with that builder's arguments, or `path`, a `.keras` file."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    model: str | None = None
+    path: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check_one(self) -> "Network":
+        if (self.model is None) == (self.path is None):
+            raise ValueError("needs either `model`, a network's name, or `path`, a .keras file")
+        if self.path is not None and self.arguments:
+            raise ValueError(f"`path` takes no arguments, received {', '.join(self.arguments)}")
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments for the builder."""
+        return dict(self.model_extra or {})
+
+
+class Teacher(Network):
+    """A network to distil from; `schedule` overrides fields of the experiment's own for its training."""
+
+    schedule: dict[str, Any] = {}
+
+    @pydantic.model_validator(mode="after")
+    def _check_schedule(self) -> "Teacher":
+        if self.path is not None and self.schedule:
+            raise ValueError("`path` is a trained network, so it takes no `schedule`")
+        return self
+
+
+class TermSpec(_Model):
+    """A term: a loss by name with its arguments, its weight, and where it looks."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    loss: str
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    teacher: str | list[str] | None = None
+    student: str | list[str] | None = None
+    name: str | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments for the loss."""
+        return dict(self.model_extra or {})
+
+
+class Method(_Model):
+    """What the student is trained on: the labels, by their weight, and the terms."""
+
+    student_loss_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    terms: list[TermSpec] = []
+
+
+class Experiment(_Model):
+    """Data, networks, a schedule, methods and seeds: what `spkd run` runs.
+
+    Every method is run with every seed, from the same initial student for the same seed.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN)
+    data: Data
+    teacher: Teacher | None = None
+    student: Network
+    schedule: Schedule = Schedule()
+    methods: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Method] = Field(min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _check_whole(self) -> "Experiment":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds` must differ, received {self.seeds}")
+        if self.student.path is not None:
+            raise ValueError("`student` needs `model`: every run starts from a new student")
+        with_terms = [name for name, method in self.methods.items() if method.terms]
+        if self.teacher is None and with_terms:
+            raise ValueError(f"needs a `teacher`, since there are methods with terms: {', '.join(with_terms)}")
+        if TEACHER in self.methods and self.teacher is not None:
+            raise ValueError(f"`methods` cannot have one named `{TEACHER}`, the teacher's own run")
+        if self.methods.get(BASELINE, Method()) != Method():
+            raise ValueError(f"the method `{BASELINE}` is the baseline, trained on the labels alone: `{BASELINE}: []`")
+        return self
+
+    def single(self, method: str, seed: int) -> "Experiment":
+        """Returns the part that one run is about: one method with one seed."""
+        return self.model_copy(update={"methods": {method: self.methods[method]}, "seeds": [seed]})
+
+    def teacher_training(self) -> "Experiment | None":
+        """Returns the run that trains the teacher, as a student without terms; None if there is none to train."""
+        if self.teacher is None or self.teacher.model is None:
+            return None
+        network = Network(model=self.teacher.model, **self.teacher.arguments)
+        schedule = validated(Schedule, {**self.schedule.model_dump(), **self.teacher.schedule}, "teacher.schedule")
+        return self.model_copy(
+            update={
+                "teacher": None,
+                "student": network,
+                "schedule": schedule,
+                "methods": {TEACHER: Method()},
+                "seeds": [TEACHER_SEED],
+            }
+        )
+
+    def select(self, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> "Experiment":
+        """Returns the experiment with some of its methods, or with other seeds.
+
+        Raises:
+            ExperimentError: if a method is not in it, or the seeds are not valid.
+        """
+        for method in methods or ():
+            if method not in self.methods:
+                raise ExperimentError(_unknown("method", method, self.methods))
+        chosen = {name: method for name, method in self.methods.items() if methods is None or name in methods}
+        plain = self.model_dump() | {"methods": {name: method.model_dump() for name, method in chosen.items()}}
+        return validated(Experiment, plain | ({} if seeds is None else {"seeds": list(seeds)}), self.name)
+
+    def to_yaml(self) -> str:
+        """Returns the whole experiment as YAML, defaults included."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Experiment, new: Experiment) -> list[str]:
+    """Returns what differs and affects a run's result, as `data.batch_size: 64 -> 128`."""
+    before, after = (_flat(experiment.model_dump(exclude={"name"})) for experiment in (old, new))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: leaf for name, item in items for key, leaf in _flat(item, f"{prefix}.{name}").items()}
+    return {prefix.removeprefix("."): value}
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Reads and checks an experiment.
+
+    Args:
+        path: of a YAML file.
+        overrides: `KEY=VALUE`, with a dotted path as key (`methods.sp.terms.0.weight`) and YAML as value.
+
+    Raises:
+        ExperimentError: if the file is missing or no YAML, or a key or value is not valid.
+    """
+    path = Path(path)
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = [f"{other.parent / other.stem}{other.suffix}" for other in sorted(path.parent.glob("*.y*ml"))]
+        hint = f" There is {', '.join(near)}." if near else ""
+        raise ExperimentError(f"The experiment file does not exist: {path}.{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"The experiment file cannot be read: {path}: {error}.") from error
+    except yaml.YAMLError as error:
+        raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise ExperimentError(f"{path} must be a mapping with data, teacher, student, ... Received: {_shown(plain)}.")
+    plain = {"name": path.stem, **plain}
+    _expand_methods(plain)  # so that an override finds `terms`
+    for override in overrides:
+        _override(plain, override)
+    _expand_methods(plain)  # an override may have set a list
+    experiment = validated(Experiment, plain, str(path))
+    experiment.teacher_training()  # the teacher's schedule is checked with it
+    return experiment
+
+
+def _expand_methods(plain: dict[str, Any]) -> None:
+    """Writes in full the methods that are a bare list of terms."""
+    if isinstance(plain.get("methods"), dict):
+        for name, method in plain["methods"].items():
+            if method is None or isinstance(method, list):
+                plain["methods"][name] = {"terms": method or []}
+
+
+def _override(plain: dict[str, Any], override: str) -> None:
+    """Sets one value in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ExperimentError(f"--set takes KEY=VALUE, for example data.batch_size=64. Received: {override}.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ExperimentError(f"--set {key}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+    place: Any = plain
+    parts = key.split(".")
+    for index, part in enumerate(parts):
+        here = ".".join(parts[:index]) or "the experiment"
+        if isinstance(place, list):
+            if not part.isdecimal() or int(part) >= len(place):
+                raise ExperimentError(f"--set {key}: {here} is a list of {len(place)} items. Received: item {part}.")
+        elif not isinstance(place, dict):
+            raise ExperimentError(f"--set {key}: {here} is {_shown(place)}, which has no {part}.")
+        at: Any = int(part) if isinstance(place, list) else part
+        if index == len(parts) - 1:
+            place[at] = value
+        else:
+            place = place[at] if isinstance(place, list) else place.setdefault(at, {})
+
+
+def validated(kind: type[Any], plain: Mapping[str, Any], source: str) -> Any:
+    """Returns `kind` made from plain data.
+
+    Raises:
+        ExperimentError: naming the place, what was expected, what was received, and the nearest valid key.
+    """
+    try:
+        return kind.model_validate(plain)
+    except pydantic.ValidationError as error:
+        problems = [_problem(kind, plain, problem) for problem in error.errors()]
+        raise ExperimentError("\n".join(f"{source}: {problem}" for problem in dict.fromkeys(problems))) from None
+
+
+def _problem(kind: type[BaseModel], plain: Any, problem: Any) -> str:
+    place = [part for part in problem["loc"] if not _is_union_tag(part)]
+    where = ".".join(map(str, place))
+    if problem["type"] == "extra_forbidden":
+        parent = ".".join(map(str, place[:-1]))
+        return f"{_unknown('key', str(place[-1]), _fields(kind, place[:-1]), where=parent)}"
+    if problem["type"] == "missing":
+        return f"`{where}` is missing. It must be given."
+    if problem["type"] == "value_error":
+        return f"{f'`{where}` ' if where else ''}{problem['ctx']['error']}."
+    expected = problem["msg"][0].lower() + problem["msg"][1:]
+    hint = ""
+    if isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type"):
+        hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if "e" in problem["input"].lower() else ""
+    return f"`{where}`: {expected}. Received: {_shown(problem['input'])}{hint}."
+
+
+def _is_union_tag(part: Any) -> bool:
+    """Pydantic puts the names of a union's members into the location."""
+    return isinstance(part, str) and (part in ("str", "int", "float", "[key]") or "[" in part)
+
+
+def _fields(kind: Any, place: Sequence[Any]) -> list[str]:
+    """Returns the keys that are valid at a place of the experiment."""
+    models: dict[str, type[BaseModel]] = {"data": Data, "teacher": Teacher, "student": Network, "schedule": Schedule}
+    if not place:
+        return list(kind.model_fields)
+    if place[0] == "methods":
+        return list(Method.model_fields if len(place) == 2 else TermSpec.model_fields)
+    return list(models.get(str(place[-1]), kind).model_fields)
+
+
+def _unknown(what: str, name: str, valid: Any, where: str = "") -> str:
+    nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+    return f"unknown {what} `{name}`{f' in `{where}`' if where else ''}.{hint} Valid: {', '.join(valid)}."
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r} ({type(value).__name__})" if value is not None else "nothing"

@@ -1,0 +1,5 @@
+"""Running an experiment: every method with every seed, each into a folder of its own."""
+
+from spkd_keras.training.run import run_experiment
+
+__all__ = ["run_experiment"]

@@ -1,0 +1,166 @@
+"""From an experiment's words to objects: data, networks, terms."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from spkd_keras import data, models, optimizers
+from spkd_keras.distiller import Distiller, Term
+from spkd_keras.experiment import Data, Experiment, ExperimentError, Method, Network, Schedule
+from spkd_keras.losses import LOSSES
+
+
+@contextmanager
+def telling(place: str) -> Iterator[None]:
+    """Turns what a constructor refuses into the user's error, with the place in the experiment."""
+    try:
+        yield
+    except ExperimentError:
+        raise
+    except ValueError as error:
+        raise ExperimentError(f"{place}: {' '.join(str(error).split())}") from error
+
+
+def load_data(spec: Data) -> data.Splits:
+    """Loads, checks and splits the data.
+
+    Raises:
+        ExperimentError: if there is no such data set, or it cannot be split as asked.
+    """
+    loader = _named(spec.name, data.DATASETS, "data.name", "data set")
+    with telling("data"):
+        train, test = loader()
+        data.check_images(train, f"the training part of {spec.name}")
+        data.check_images(test, f"the test part of {spec.name}")
+        return data.split(train, test, spec.validation, spec.train_fraction)
+
+
+def build_network(spec: Network, images: data.Images, role: str) -> keras.Model:
+    """Builds a network for the images, or loads it from its file.
+
+    Args:
+        spec: `model` with arguments, or `path`.
+        images: give the image shape and the number of classes.
+        role: "teacher" or "student", for the messages.
+
+    Raises:
+        ExperimentError: if there is no such network or file, an argument is unknown or refused, or the network does
+            not take these images.
+    """
+    shape, classes = images.pixels.shape[1:], len(images.class_names)
+    if spec.path is not None:
+        network = _load(Path(spec.path), role)
+    else:
+        builder = _named(str(spec.model), models.BUILDERS, f"{role}.model", "network")
+        defaults = {"num_classes": classes, "image_shape": shape}
+        with telling(role):
+            network = _call(builder, {**defaults, **spec.arguments}, role)
+        if network.output_shape[-1] != classes:
+            raise ExperimentError(
+                f"{role}: `num_classes` must be {classes}, the number of classes of the data. "
+                f"Received: {network.output_shape[-1]}. Leave it out."
+            )
+    expected = tuple(network.input_shape[1:])
+    if len(expected) != 3 or any(side not in (None, given) for side, given in zip(expected, shape, strict=True)):
+        raise ExperimentError(f"{role}: '{network.name}' takes images of shape {expected}. Received: {tuple(shape)}.")
+    return network
+
+
+def build_distiller(
+    teacher: keras.Model | None, student: keras.Model, method: Method, name: str, schedule: Schedule
+) -> Distiller:
+    """Builds and compiles the Distiller of a method.
+
+    Raises:
+        ExperimentError: if a loss or layer is unknown, or the networks do not fit the method.
+    """
+    place = f"methods.{name}"
+    terms = []
+    for index, spec in enumerate(method.terms):
+        here = f"{place}.terms.{index}"
+        kind = _named(spec.loss, LOSSES, f"{here}.loss", "loss")
+        with telling(here):
+            loss = _call(kind, spec.arguments, here)
+            terms.append(Term(loss, spec.weight, _names(spec.teacher), _names(spec.student), spec.name))
+    with telling(place):
+        distiller = Distiller(teacher if terms else None, student, terms, method.student_loss_weight)
+    distiller.compile(
+        optimizers.CoupledSGD(
+            schedule.learning_rate_at(0),
+            momentum=schedule.momentum,
+            nesterov=schedule.nesterov and schedule.momentum > 0,
+            weight_decay=schedule.weight_decay,
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    )
+    return distiller
+
+
+def check(experiment: Experiment, splits: data.Splits) -> None:
+    """Builds everything that the experiment names once, so that what cannot work fails before any training.
+
+    Raises:
+        ExperimentError: as `build_network` and `build_distiller`.
+    """
+    student = build_network(experiment.student, splits.train, "student")
+    teacher = experiment.teacher and build_network(experiment.teacher, splits.train, "teacher")
+    for name, method in experiment.methods.items():
+        build_distiller(teacher, student, method, name, experiment.schedule)
+
+
+def _load(path: Path, role: str) -> keras.Model:
+    if not path.is_file():
+        raise ExperimentError(f"{role}.path: the file does not exist: {path}. A path is relative to where spkd runs.")
+    try:
+        network = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # whatever a file that is no network makes Keras raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExperimentError(f"{role}.path: {path} is not a network saved by Keras (.keras): {reason}") from error
+    if isinstance(network, Distiller):
+        network = network.student
+    return network
+
+
+def _named(name: str, table: dict[str, Any], place: str, what: str) -> Any:
+    if name in table:
+        return table[name]
+    nearest = difflib.get_close_matches(name, table, n=1, cutoff=0.5)
+    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+    raise ExperimentError(f"{place}: there is no {what} `{name}`.{hint} Valid: {', '.join(table)}.")
+
+
+def _call(function: Callable[..., Any], arguments: dict[str, Any], place: str) -> Any:
+    """Calls a builder with arguments by name, telling unknown ones and wrong types apart from a defect of ours."""
+    valid = _parameters(function)
+    for argument in arguments:
+        if argument not in valid:
+            nearest = difflib.get_close_matches(argument, valid, n=1, cutoff=0.5)
+            hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+            raise ExperimentError(f"{place}: unknown key `{argument}`.{hint} Valid: {', '.join(valid)}.")
+    try:
+        return function(**arguments)
+    except TypeError as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise ExperimentError(f"{place}: a value has the wrong type ({error}). Received: {shown}.") from error
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    """Returns the names of the parameters, those of the base classes behind `**kwargs` included."""
+    sources = inspect.getmro(function) if inspect.isclass(function) else [function]
+    names: dict[str, None] = {}
+    for source in sources:
+        parameters = inspect.signature(source).parameters.values()
+        names |= {parameter.name: None for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return list(names)
+
+
+def _names(names: str | list[str] | None) -> str | tuple[str, ...] | None:
+    return tuple(names) if isinstance(names, list) else names

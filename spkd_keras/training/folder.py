@@ -1,0 +1,103 @@
+"""A run's folder: what is in it, and whether it is this run's."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from spkd_keras.experiment import Experiment, ExperimentError, differences, load_experiment
+
+
+class RunFolder:
+    """The folder of one run, `<method>-seed<k>`.
+
+    Args:
+        root: folder of the experiment's runs.
+        experiment: with the one method and the one seed of this run.
+    """
+
+    def __init__(self, root: Path, experiment: Experiment) -> None:
+        self.experiment = experiment
+        (self.method,) = experiment.methods
+        (self.seed,) = experiment.seeds
+        self.path = root / f"{self.method}-seed{self.seed}"
+        self.backup = self.path / "backup"
+        self.best = self.path / "best.keras"
+        self.history = self.path / "history.csv"
+        self.similarity = self.path / "similarity.npz"
+        self.student = self.path / "student.keras"
+        self.summary = self.path / "summary.json"
+        self.environment = self.path / "environment.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is done: the summary is written last."""
+        return self.summary.exists()
+
+    def check_owner(self) -> None:
+        """Checks that the folder, if it exists, holds this very run.
+
+        Raises:
+            ExperimentError: naming the fields that differ.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        recorded = self.path / "experiment.yaml"
+        if not recorded.is_file():
+            raise ExperimentError(
+                f"{self.path} exists and is not a run's folder (it has no experiment.yaml). "
+                "Choose another folder with --out."
+            )
+        fields = differences(load_experiment(recorded), self.experiment)
+        if fields:
+            raise ExperimentError(
+                f"{self.path} holds a run of another experiment ({'; '.join(fields)}). Nothing was changed. "
+                "Choose another folder with --out, or another `name`."
+            )
+
+    def create(self) -> None:
+        """Makes the folder and records the experiment in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "experiment.yaml", self.experiment.to_yaml())
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder and checks that files can be written to it.
+
+    Raises:
+        ExperimentError: if not.
+    """
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ExperimentError(
+            f"The output folder cannot be written to: {folder} ({error.strerror}). Choose another with --out."
+        ) from error
+
+
+def replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a file so that it is there whole or not at all: under another name first."""
+    partial = path.with_name(f".partial-{path.name}")
+    write(partial)
+    os.replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def save_network(path: Path, network: keras.Model) -> None:
+    """Saves a network whole or not at all."""
+    replace(path, network.save)
