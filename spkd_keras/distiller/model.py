@@ -10,13 +10,14 @@ from keras import ops
 from spkd_keras.distiller import taps
 from spkd_keras.distiller.guard import TrainingGuard, clear_label_errors
 from spkd_keras.distiller.term import Term, named
-from spkd_keras.distiller.wiring import Wiring
+from spkd_keras.distiller.untracked import UntrackedTeacher
+from spkd_keras.distiller.wiring import Wiring, check_arguments
 
 RESERVED_NAMES = ("loss", "student_loss")
 
 
 @keras.saving.register_keras_serializable("spkd_keras")
-class Distiller(keras.Model):
+class Distiller(UntrackedTeacher, keras.Model):
     """Trains `student` by `student_loss_weight * compiled loss + regularisers + sum of weight * term`.
 
         distiller = Distiller(teacher, student, [Term(SimilarityPreserving(), weight=3000.0)])
@@ -70,7 +71,7 @@ class Distiller(keras.Model):
         # Images go to the two networks as they come; each casts them by its own policy.
         super().__init__(name=name, autocast=False)
         named_terms = named(terms, RESERVED_NAMES)
-        _check_arguments(teacher, student, list(named_terms), student_loss_weight, teacher_fingerprint)
+        check_arguments(teacher, student, list(named_terms), student_loss_weight, teacher_fingerprint)
         self.student = student
         self.student_loss_weight = float(student_loss_weight)
         self.evaluate_terms = evaluate_terms
@@ -93,7 +94,7 @@ class Distiller(keras.Model):
         self._trackers = {name: keras.metrics.Mean(name=name) for name in ("student_loss", *self.term_weights)}
         self.built = True
 
-    # --- the teacher: a name that Keras must not see ---------------------------------------------------------------
+    # --- the teacher and the terms ---------------------------------------------------------------------------------
 
     @property
     def teacher(self) -> keras.Model | None:
@@ -105,17 +106,6 @@ class Distiller(keras.Model):
         self._wiring.connect(teacher)
         # The functions that are compiled already run the teacher of before.
         self.train_function = self.test_function = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Keras 3.15 tracks whatever is assigned before a property's setter runs.
-        if name == "teacher":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        # Keras 3.15 saves every model that it finds among the attributes.
-        return [name for name in super().__dir__() if name != "teacher"]
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -348,27 +338,3 @@ class Distiller(keras.Model):
         weights = {id(weight) for weight in self.weights}
         random_state = [variable for variable in self.variables if id(variable) not in weights]
         return [*self.term_weights.values(), *random_state]
-
-
-def _check_arguments(
-    teacher: keras.Model | None,
-    student: keras.Model,
-    terms: list[str],
-    student_loss_weight: float,
-    teacher_fingerprint: str | None,
-) -> None:
-    for role, network in (("teacher", teacher), ("student", student)):
-        if network is None and role == "teacher":
-            continue
-        if not isinstance(network, keras.Model) or not network.built:
-            raise ValueError(
-                f"`{role}` must be a built keras.Model. Received: {network!r}. Call it on a batch of images first."
-            )
-    if teacher is student:
-        raise ValueError("`teacher` and `student` must be two models: the student's weights change.")
-    if terms and teacher is None and teacher_fingerprint is None:
-        raise ValueError(f"`teacher` must be a model, since there are terms: {', '.join(terms)}.")
-    if not student_loss_weight >= 0:
-        raise ValueError(f"`student_loss_weight` must be at least 0. Received: {student_loss_weight}.")
-    if not student_loss_weight and not terms:
-        raise ValueError("There is nothing to train on: `student_loss_weight` is 0 and there are no terms.")

@@ -161,3 +161,32 @@ class Wiring:
             student = [student_values[self._student_places.index(tap)] for tap in from_student]
             several = isinstance(term.teacher or term.student, tuple) or term.default_tap == "all_stages"
             yield (name, teacher, student) if several else (name, teacher[0], student[0])
+
+
+def check_arguments(
+    teacher: keras.Model | None,
+    student: keras.Model,
+    terms: list[str],
+    student_loss_weight: float,
+    teacher_fingerprint: str | None,
+) -> None:
+    """Checks the arguments of a Distiller that need no look into the networks.
+
+    Raises:
+        ValueError: if one cannot work.
+    """
+    for role, network in (("teacher", teacher), ("student", student)):
+        if network is None and role == "teacher":
+            continue
+        if not isinstance(network, keras.Model) or not network.built:
+            raise ValueError(
+                f"`{role}` must be a built keras.Model. Received: {network!r}. Call it on a batch of images first."
+            )
+    if teacher is student:
+        raise ValueError("`teacher` and `student` must be two models: the student's weights change.")
+    if terms and teacher is None and teacher_fingerprint is None:
+        raise ValueError(f"`teacher` must be a model, since there are terms: {', '.join(terms)}.")
+    if not student_loss_weight >= 0:
+        raise ValueError(f"`student_loss_weight` must be at least 0. Received: {student_loss_weight}.")
+    if not student_loss_weight and not terms:
+        raise ValueError("There is nothing to train on: `student_loss_weight` is 0 and there are no terms.")

@@ -1,6 +1,5 @@
 """From an experiment's words to objects: data, networks, terms."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import keras
 
 from spkd_keras import data, models, optimizers
 from spkd_keras.distiller import Distiller, Term
-from spkd_keras.experiment import Data, Experiment, ExperimentError, Method, Network, Schedule
+from spkd_keras.experiment import Data, Experiment, ExperimentError, Method, Network, Schedule, unknown
 from spkd_keras.losses import LOSSES
 
 
@@ -130,9 +129,7 @@ def _load(path: Path, role: str) -> keras.Model:
 def _named(name: str, table: dict[str, Any], place: str, what: str) -> Any:
     if name in table:
         return table[name]
-    nearest = difflib.get_close_matches(name, table, n=1, cutoff=0.5)
-    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-    raise ExperimentError(f"{place}: there is no {what} `{name}`.{hint} Valid: {', '.join(table)}.")
+    raise ExperimentError(f"{place}: {unknown(what, name, table)}")
 
 
 def _call(function: Callable[..., Any], arguments: dict[str, Any], place: str) -> Any:
@@ -140,9 +137,7 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any], place: str) -
     valid = _parameters(function)
     for argument in arguments:
         if argument not in valid:
-            nearest = difflib.get_close_matches(argument, valid, n=1, cutoff=0.5)
-            hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-            raise ExperimentError(f"{place}: unknown key `{argument}`.{hint} Valid: {', '.join(valid)}.")
+            raise ExperimentError(f"{place}: {unknown('key', argument, valid)}")
     try:
         return function(**arguments)
     except TypeError as error:

@@ -1,13 +1,13 @@
-"""An experiment as data: a frozen, validated model of its YAML file. Imports no TensorFlow."""
+"""What an experiment consists of, and what its values may be."""
 
-import difflib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
+
+from spkd_keras.experiment.problems import ExperimentError, unknown, validated
 
 BASELINE = "student"  # the method without terms, with which every other is compared
 TEACHER = "teacher"  # the method of the run that trains the teacher
@@ -15,10 +15,6 @@ TEACHER_SEED = 0
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-class ExperimentError(ValueError):
-    """Something is wrong with what the user gave: a file, a value, a folder. The message is one clear line."""
 
 
 class _Model(BaseModel):
@@ -198,7 +194,7 @@ class Experiment(_Model):
         """
         for method in methods or ():
             if method not in self.methods:
-                raise ExperimentError(_unknown("method", method, self.methods))
+                raise ExperimentError(unknown("method", method, self.methods))
         chosen = {name: method for name, method in self.methods.items() if methods is None or name in methods}
         plain = self.model_dump() | {"methods": {name: method.model_dump() for name, method in chosen.items()}}
         return validated(Experiment, plain | ({} if seeds is None else {"seeds": list(seeds)}), self.name)
@@ -223,124 +219,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return {key: leaf for name, item in items for key, leaf in _flat(item, f"{prefix}.{name}").items()}
     return {prefix.removeprefix("."): value}
-
-
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Reads and checks an experiment.
-
-    Args:
-        path: of a YAML file.
-        overrides: `KEY=VALUE`, with a dotted path as key (`methods.sp.terms.0.weight`) and YAML as value.
-
-    Raises:
-        ExperimentError: if the file is missing or no YAML, or a key or value is not valid.
-    """
-    path = Path(path)
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = [f"{other.parent / other.stem}{other.suffix}" for other in sorted(path.parent.glob("*.y*ml"))]
-        hint = f" There is {', '.join(near)}." if near else ""
-        raise ExperimentError(f"The experiment file does not exist: {path}.{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"The experiment file cannot be read: {path}: {error}.") from error
-    except yaml.YAMLError as error:
-        raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, dict):
-        raise ExperimentError(f"{path} must be a mapping with data, teacher, student, ... Received: {_shown(plain)}.")
-    plain = {"name": path.stem, **plain}
-    _expand_methods(plain)  # so that an override finds `terms`
-    for override in overrides:
-        _override(plain, override)
-    _expand_methods(plain)  # an override may have set a list
-    experiment = validated(Experiment, plain, str(path))
-    experiment.teacher_training()  # the teacher's schedule is checked with it
-    return experiment
-
-
-def _expand_methods(plain: dict[str, Any]) -> None:
-    """Writes in full the methods that are a bare list of terms."""
-    if isinstance(plain.get("methods"), dict):
-        for name, method in plain["methods"].items():
-            if method is None or isinstance(method, list):
-                plain["methods"][name] = {"terms": method or []}
-
-
-def _override(plain: dict[str, Any], override: str) -> None:
-    """Sets one value in place."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ExperimentError(f"--set takes KEY=VALUE, for example data.batch_size=64. Received: {override}.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ExperimentError(f"--set {key}: the value is not valid YAML: {' '.join(str(error).split())}") from error
-    place: Any = plain
-    parts = key.split(".")
-    for index, part in enumerate(parts):
-        here = ".".join(parts[:index]) or "the experiment"
-        if isinstance(place, list):
-            if not part.isdecimal() or int(part) >= len(place):
-                raise ExperimentError(f"--set {key}: {here} is a list of {len(place)} items. Received: item {part}.")
-        elif not isinstance(place, dict):
-            raise ExperimentError(f"--set {key}: {here} is {_shown(place)}, which has no {part}.")
-        at: Any = int(part) if isinstance(place, list) else part
-        if index == len(parts) - 1:
-            place[at] = value
-        else:
-            place = place[at] if isinstance(place, list) else place.setdefault(at, {})
-
-
-def validated(kind: type[Any], plain: Mapping[str, Any], source: str) -> Any:
-    """Returns `kind` made from plain data.
-
-    Raises:
-        ExperimentError: naming the place, what was expected, what was received, and the nearest valid key.
-    """
-    try:
-        return kind.model_validate(plain)
-    except pydantic.ValidationError as error:
-        problems = [_problem(kind, plain, problem) for problem in error.errors()]
-        raise ExperimentError("\n".join(f"{source}: {problem}" for problem in dict.fromkeys(problems))) from None
-
-
-def _problem(kind: type[BaseModel], plain: Any, problem: Any) -> str:
-    place = [part for part in problem["loc"] if not _is_union_tag(part)]
-    where = ".".join(map(str, place))
-    if problem["type"] == "extra_forbidden":
-        parent = ".".join(map(str, place[:-1]))
-        return f"{_unknown('key', str(place[-1]), _fields(kind, place[:-1]), where=parent)}"
-    if problem["type"] == "missing":
-        return f"`{where}` is missing. It must be given."
-    if problem["type"] == "value_error":
-        return f"{f'`{where}` ' if where else ''}{problem['ctx']['error']}."
-    expected = problem["msg"][0].lower() + problem["msg"][1:]
-    hint = ""
-    if isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type"):
-        hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if "e" in problem["input"].lower() else ""
-    return f"`{where}`: {expected}. Received: {_shown(problem['input'])}{hint}."
-
-
-def _is_union_tag(part: Any) -> bool:
-    """Pydantic puts the names of a union's members into the location."""
-    return isinstance(part, str) and (part in ("str", "int", "float", "[key]") or "[" in part)
-
-
-def _fields(kind: Any, place: Sequence[Any]) -> list[str]:
-    """Returns the keys that are valid at a place of the experiment."""
-    models: dict[str, type[BaseModel]] = {"data": Data, "teacher": Teacher, "student": Network, "schedule": Schedule}
-    if not place:
-        return list(kind.model_fields)
-    if place[0] == "methods":
-        return list(Method.model_fields if len(place) == 2 else TermSpec.model_fields)
-    return list(models.get(str(place[-1]), kind).model_fields)
-
-
-def _unknown(what: str, name: str, valid: Any, where: str = "") -> str:
-    nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-    return f"unknown {what} `{name}`{f' in `{where}`' if where else ''}.{hint} Valid: {', '.join(valid)}."
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r} ({type(value).__name__})" if value is not None else "nothing"

@@ -1,0 +1,32 @@
+"""An experiment as data: a frozen, validated model of its YAML file. Imports no TensorFlow."""
+
+from spkd_keras.experiment.loading import load_experiment
+from spkd_keras.experiment.problems import ExperimentError, unknown
+from spkd_keras.experiment.schema import (
+    BASELINE,
+    TEACHER,
+    Data,
+    Experiment,
+    Method,
+    Network,
+    Schedule,
+    Teacher,
+    TermSpec,
+    differences,
+)
+
+__all__ = [
+    "BASELINE",
+    "TEACHER",
+    "Data",
+    "Experiment",
+    "ExperimentError",
+    "Method",
+    "Network",
+    "Schedule",
+    "Teacher",
+    "TermSpec",
+    "differences",
+    "load_experiment",
+    "unknown",
+]

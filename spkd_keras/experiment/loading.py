@@ -1,0 +1,76 @@
+"""Reading an experiment from its file, with overrides from the command line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spkd_keras.experiment.problems import ExperimentError, shown, validated
+from spkd_keras.experiment.schema import Experiment
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Reads and checks an experiment.
+
+    Args:
+        path: of a YAML file.
+        overrides: `KEY=VALUE`, with a dotted path as key (`methods.sp.terms.0.weight`) and YAML as value.
+
+    Raises:
+        ExperimentError: if the file is missing or no YAML, or a key or value is not valid.
+    """
+    path = Path(path)
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = [f"{other.parent / other.stem}{other.suffix}" for other in sorted(path.parent.glob("*.y*ml"))]
+        hint = f" There is {', '.join(near)}." if near else ""
+        raise ExperimentError(f"The experiment file does not exist: {path}.{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"The experiment file cannot be read: {path}: {error}.") from error
+    except yaml.YAMLError as error:
+        raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise ExperimentError(f"{path} must be a mapping with data, teacher, student, ... Received: {shown(plain)}.")
+    plain = {"name": path.stem, **plain}
+    _expand_methods(plain)  # so that an override finds `terms`
+    for override in overrides:
+        _override(plain, override)
+    _expand_methods(plain)  # an override may have set a list
+    experiment = validated(Experiment, plain, str(path))
+    experiment.teacher_training()  # the teacher's schedule is checked with it
+    return experiment
+
+
+def _expand_methods(plain: dict[str, Any]) -> None:
+    """Writes in full the methods that are a bare list of terms."""
+    if isinstance(plain.get("methods"), dict):
+        for name, method in plain["methods"].items():
+            if method is None or isinstance(method, list):
+                plain["methods"][name] = {"terms": method or []}
+
+
+def _override(plain: dict[str, Any], override: str) -> None:
+    """Sets one value in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ExperimentError(f"--set takes KEY=VALUE, for example data.batch_size=64. Received: {override}.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ExperimentError(f"--set {key}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+    place: Any = plain
+    parts = key.split(".")
+    for index, part in enumerate(parts):
+        here = ".".join(parts[:index]) or "the experiment"
+        if isinstance(place, list):
+            if not part.isdecimal() or int(part) >= len(place):
+                raise ExperimentError(f"--set {key}: {here} is a list of {len(place)} items. Received: item {part}.")
+        elif not isinstance(place, dict):
+            raise ExperimentError(f"--set {key}: {here} is {shown(place)}, which has no {part}.")
+        at: Any = int(part) if isinstance(place, list) else part
+        if index == len(parts) - 1:
+            place[at] = value
+        else:
+            place = place[at] if isinstance(place, list) else place.setdefault(at, {})

@@ -1,0 +1,72 @@
+"""Saying what is wrong with an experiment, in one line."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args, get_origin
+
+import pydantic
+from pydantic import BaseModel
+
+
+class ExperimentError(ValueError):
+    """Something is wrong with what the user gave: a file, a value, a folder. The message is one clear line."""
+
+
+def validated(kind: type[Any], plain: Mapping[str, Any], source: str) -> Any:
+    """Returns `kind` made from plain data.
+
+    Raises:
+        ExperimentError: naming the place, what was expected, what was received, and the nearest valid key.
+    """
+    try:
+        return kind.model_validate(plain)
+    except pydantic.ValidationError as error:
+        problems = [_problem(kind, plain, problem) for problem in error.errors()]
+        raise ExperimentError("\n".join(f"{source}: {problem}" for problem in dict.fromkeys(problems))) from None
+
+
+def _problem(kind: type[BaseModel], plain: Any, problem: Any) -> str:
+    place = [part for part in problem["loc"] if not _is_union_tag(part)]
+    where = ".".join(map(str, place))
+    if problem["type"] == "extra_forbidden":
+        parent = ".".join(map(str, place[:-1]))
+        model = _model_at(kind, place[:-1]) or kind
+        return unknown("key", str(place[-1]), model.model_fields, where=parent)
+    if problem["type"] == "missing":
+        return f"`{where}` is missing. It must be given."
+    if problem["type"] == "value_error":
+        return f"{f'`{where}` ' if where else ''}{problem['ctx']['error']}."
+    expected = problem["msg"][0].lower() + problem["msg"][1:]
+    hint = ""
+    if isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type"):
+        hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if "e" in problem["input"].lower() else ""
+    return f"`{where}`: {expected}. Received: {shown(problem['input'])}{hint}."
+
+
+def _is_union_tag(part: Any) -> bool:
+    """Pydantic puts the names of a union's members into the location."""
+    return isinstance(part, str) and (part in ("str", "int", "float", "[key]") or "[" in part)
+
+
+def _model_at(annotation: Any, place: Sequence[Any]) -> type[BaseModel] | None:
+    """Returns the model that is meant at a place, looking through optional values, dictionaries and lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not place:
+            return annotation
+        field = annotation.model_fields.get(str(place[0]))
+        return field and _model_at(field.annotation, place[1:])
+    rest = place[1:] if get_origin(annotation) in (dict, list) else place
+    return next((found for inner in get_args(annotation) if (found := _model_at(inner, rest))), None)
+
+
+def unknown(what: str, name: str, valid: Iterable[str], where: str = "") -> str:
+    """Says that a name is not among the valid ones, and which is nearest."""
+    valid = list(valid)
+    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+    return f"unknown {what} `{name}`{f' in `{where}`' if where else ''}.{hint} Valid: {', '.join(valid)}."
+
+
+def shown(value: Any) -> str:
+    """Returns a value with its type, for a message."""
+    return f"{value!r} ({type(value).__name__})" if value is not None else "nothing"
