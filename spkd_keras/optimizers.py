@@ -38,9 +38,10 @@ class CoupledSGD(keras.optimizers.Optimizer):
         learning_rate: Any = 0.1,
         momentum: float = 0.9,
         nesterov: bool = False,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = 0.0,
         **kwargs: Any,
     ) -> None:
+        weight_decay = weight_decay or 0.0  # Keras' own optimizers write None for none
         super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
         if not 0 <= momentum < 1:
             raise ValueError(f"`momentum` must be in [0, 1), for example 0.9. Received: momentum={momentum}.")

@@ -234,10 +234,10 @@ class Distiller(UntrackedTeacher, keras.Model):
         losses = self._compiled_loss(y, y_pred, sample_weight)
         if with_terms:
             losses |= self._term_values(self._wiring.run_teacher(x), student_taps, training=False)
-        if not losses:
+        if not losses and (y is None or self._compile_metrics is None):
             raise ValueError(
-                "`evaluate` needs labels y and a compiled loss, or a Distiller with evaluate_terms=True. "
-                "Received: neither."
+                "`evaluate` needs labels y and a compiled loss or metric, or a Distiller with evaluate_terms=True. "
+                "Received: none of them."
             )
         # The student's own loss is not weighted; the objective of training is.
         objective = self._objective(losses, self.student_loss_weight if with_terms else 1.0)
@@ -276,11 +276,13 @@ class Distiller(UntrackedTeacher, keras.Model):
         self._loss_tracker.update_state(objective, sample_weight=images)
         for name, value in losses.items():
             self._trackers[name].update_state(value, sample_weight=images)
+        own = {"loss", *self._trackers}
+        valued = {"loss", *losses} if losses else set()
         if y is None:
-            results = {"loss": self._loss_tracker.result()}
-            return results | {name: self._trackers[name].result() for name in losses}
+            results = self.get_metrics_result()
+            return {name: results[name] for name in valued}
         results = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return {name: value for name, value in results.items() if name in losses or name not in self._trackers}
+        return {name: value for name, value in results.items() if name in valued or name not in own}
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

@@ -2,11 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
 from keras import layers
+
+from spkd_keras.models.graph import input_structure, inputs_like, is_graph, replay
 
 POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten)
 
@@ -38,13 +40,6 @@ def layer_paths(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, lay
         yield prefix + layer.name, layer
         if is_graph(layer):
             yield from layer_paths(layer, f"{prefix}{layer.name}/")
-
-
-def is_graph(layer: Any) -> bool:
-    """Whether this is a built functional or Sequential model, whose inner layers can be reached."""
-    if isinstance(layer, keras.Sequential):
-        return layer.built
-    return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))
 
 
 def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap: str, role: str) -> tuple[Tap, ...]:
@@ -113,10 +108,8 @@ def tapped(model: keras.Model, taps: Sequence[Tap]) -> Any:
     if not is_graph(model):
         return _OutputOnly(model)  # `resolve` gave nothing but the output
     found: dict[Tap, list[Any]] = {tap: [] for tap in taps}
-    inputs = keras.tree.map_structure(
-        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), model.input
-    )
-    outputs = _replay(model, inputs, found, prefix="")
+    inputs = inputs_like(input_structure(model))
+    outputs = replay(model, inputs, _recorder(found, prefix=""))
     if LOGITS in found:
         found[LOGITS].append(outputs)
     for tap, tensors in found.items():
@@ -130,34 +123,25 @@ def tapped(model: keras.Model, taps: Sequence[Tap]) -> Any:
     return keras.Model(inputs, [found[tap][0] for tap in taps], name=f"{model.name}_tapped")
 
 
-def _replay(model: keras.Model, inputs: Any, found: dict[Tap, list[Any]], prefix: str) -> Any:
-    """Calls every layer of a model again, on new symbolic inputs, and keeps what passes at the taps in `found`.
+def _recorder(found: dict[Tap, list[Any]], prefix: str) -> Callable[..., Any]:
+    """Returns a call for `replay` that keeps what passes at the taps.
 
     Nested models that have a tap inside are replayed too, so that their inner tensors belong to the same graph.
     """
-    outputs: list[Any] = []
-    end = layers.Identity()
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if layer is end:
-            outputs.append(args[0])
-            return args[0]
         path = prefix + layer.name
         if is_graph(layer) and any(tap.path.startswith(f"{path}/") for tap in found):
-            result = _replay(layer, args[0], found, prefix=f"{path}/")
+            outputs = replay(layer, args[0], _recorder(found, prefix=f"{path}/"))
         else:
-            result = layer(*args, **kwargs)
+            outputs = layer(*args, **kwargs)
         if Tap(path) in found:
-            found[Tap(path)].append(result)
+            found[Tap(path)].append(outputs)
         if Tap(path, is_input=True) in found:
             found[Tap(path, is_input=True)].append(args[0])
-        return result
+        return outputs
 
-    # Functional even for a Sequential, and not compiled, so that no optimizer is copied. Keras moves a graph that
-    # starts at inner tensors to new inputs, so what was computed here is taken at the end layer.
-    graph = keras.Model(model.input, end(model.output))
-    keras.models.clone_model(graph, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call)
-    return outputs[0]
+    return call
 
 
 class _OutputOnly:

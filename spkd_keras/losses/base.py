@@ -67,7 +67,22 @@ class DistillationLoss(keras.losses.Loss):
         return {**super().get_config(), "dtype": self.dtype}
 
 
-def at_least_float32(x: Any) -> Any:
-    """Returns the tensor in float32, or in float64 if it is float64 already."""
-    x = ops.convert_to_tensor(x)
-    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+def at_least_float32(*tensors: Any) -> list[Any]:
+    """Returns the tensors in float32, or in float64 if one of them is float64 already."""
+    converted = [ops.convert_to_tensor(tensor) for tensor in tensors]
+    dtype = keras.backend.result_type("float32", *(tensor.dtype for tensor in converted))
+    return [ops.cast(tensor, dtype) for tensor in converted]
+
+
+def check_same_size(teacher: Any, student: Any, axis: int, what: str) -> None:
+    """Checks that two tensors agree along an axis, so that nothing is broadcast in silence.
+
+    Raises:
+        ValueError: if both sizes are known and differ.
+    """
+    sizes = teacher.shape[axis], student.shape[axis]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"Teacher and student must have the same number of {what}. Received: {sizes[0]} and {sizes[1]}, "
+            f"shapes {tuple(teacher.shape)} and {tuple(student.shape)}."
+        )

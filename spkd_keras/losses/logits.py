@@ -1,11 +1,12 @@
 """Losses on the logits."""
 
+import math
 from typing import Any
 
 import keras
 from keras import ops
 
-from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32
+from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32, check_same_size
 
 
 def soft_targets(teacher_logits: Any, student_logits: Any, temperature: float = 4.0) -> Any:
@@ -24,10 +25,16 @@ def soft_targets(teacher_logits: Any, student_logits: Any, temperature: float = 
     Returns:
         Shape `(b,)`, at least 0.
 
+    Raises:
+        ValueError: if the numbers of images or classes differ.
+
     Reference: Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
     """
-    teacher_log = ops.log_softmax(at_least_float32(teacher_logits) / temperature, axis=-1)
-    student_log = ops.log_softmax(at_least_float32(student_logits) / temperature, axis=-1)
+    teacher_logits, student_logits = at_least_float32(teacher_logits, student_logits)
+    check_same_size(teacher_logits, student_logits, 0, "images")
+    check_same_size(teacher_logits, student_logits, -1, "classes")
+    teacher_log = ops.log_softmax(teacher_logits / temperature, axis=-1)
+    student_log = ops.log_softmax(student_logits / temperature, axis=-1)
     return temperature**2 * ops.sum(ops.exp(teacher_log) * (teacher_log - student_log), axis=-1)
 
 
@@ -45,7 +52,7 @@ class SoftTargets(DistillationLoss):
         reduction, name, dtype: those of `DistillationLoss`.
 
     Raises:
-        ValueError: if the temperature is not above 0.
+        ValueError: if the temperature is not finite and above 0.
 
     Reference: Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015. T^2 is there to keep
     the gradient's size when T changes.
@@ -55,8 +62,10 @@ class SoftTargets(DistillationLoss):
 
     def __init__(self, temperature: float = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, for example 4.0. Received: temperature={temperature}.")
+        if not 0 < temperature < math.inf:
+            raise ValueError(
+                f"`temperature` must be finite and above 0, for example 4.0. Received: temperature={temperature}."
+            )
         self.temperature = float(temperature)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:

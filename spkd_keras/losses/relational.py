@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32
+from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32, check_same_size
 
 # Squared norm of a row of the Gram matrix below which the row counts as dead, for example an image on
 # which every activation is zero after a ReLU.
@@ -29,11 +29,11 @@ def similarity_matrix(activations: Any) -> Any:
 
     Reference: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, eq. 1-3.
     """
-    activations = at_least_float32(activations)
+    (activations,) = at_least_float32(activations)
     features = ops.reshape(activations, (ops.shape(activations)[0], -1))
     similarities = ops.matmul(features, ops.transpose(features))
     norm_squared = ops.sum(ops.square(similarities), axis=1, keepdims=True)
-    alive = norm_squared > DEAD_ROW
+    alive = ops.logical_not(norm_squared <= DEAD_ROW)  # "not below", so that NaN stays NaN and is seen
     inverse_norm = ops.rsqrt(ops.where(alive, norm_squared, ops.ones_like(norm_squared)))
     return ops.where(alive, similarities * inverse_norm, ops.zeros_like(similarities))
 
@@ -45,14 +45,19 @@ def similarity_preserving(teacher: Any, student: Any) -> Any:
 
     Args:
         teacher: activations of shape `(b, ...)`.
-        student: activations of shape `(b, ...)`; only b must agree. In [0, 2] a row and at most 2/b in the
-            mean for non-negative activations, below 4/b for signed ones.
+        student: activations of shape `(b, ...)`; only b must agree.
 
     Returns:
-        Shape `(b,)`. Zero for a batch of one, in which there is no pair to compare.
+        Shape `(b,)`, at most 2/b for non-negative activations and below 4/b for signed ones. Zero for a batch of one,
+        in which there is no pair to compare.
+
+    Raises:
+        ValueError: if the two batches differ in size.
 
     Reference: Tung & Mori, ICCV 2019, eq. 4, for one pair of layers.
     """
+    teacher, student = at_least_float32(teacher, student)
+    check_same_size(teacher, student, 0, "images")
     difference = similarity_matrix(teacher) - similarity_matrix(student)
     per_example = ops.mean(ops.square(difference), axis=1)
     has_pairs = ops.cast(ops.shape(per_example)[0] > 1, per_example.dtype)

@@ -1,13 +1,15 @@
 """The functional pieces that every network is made of."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
-PixelStatistics = float | Sequence[float] | None
+PixelStatistics = float | Sequence[float] | np.ndarray | None
 
 
 def scale_channels(channels: int, width: float) -> int:
@@ -29,12 +31,12 @@ def check_arguments(
     Raises:
         ValueError: if one of them is out of range.
     """
-    if not width > 0:
-        raise ValueError(f"`width` must be above 0, for example 1 or 0.5. Received: width={width}.")
+    if not 0 < width < math.inf:
+        raise ValueError(f"`width` must be finite and above 0, for example 1 or 0.5. Received: width={width}.")
     if num_classes < 2:
         raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}.")
     shape = tuple(image_shape)
-    if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
+    if len(shape) != 3 or not all(isinstance(side, int | np.integer) and side > 0 for side in shape):
         raise ValueError(
             "`image_shape` must be (height, width, channels), for example (32, 32, 3). "
             f"Received: image_shape={image_shape}."
@@ -44,7 +46,7 @@ def check_arguments(
             f"`image_shape` must be at least {total_stride}x{total_stride}, the product of the network's strides. "
             f"Received: image_shape={image_shape}. Resize the images."
         )
-    return shape[0], shape[1], shape[2]
+    return int(shape[0]), int(shape[1]), int(shape[2])
 
 
 def image_input(image_shape: tuple[int, int, int], mean: PixelStatistics, std: PixelStatistics) -> tuple[Any, Any]:
@@ -63,15 +65,15 @@ def image_input(image_shape: tuple[int, int, int], mean: PixelStatistics, std: P
     if mean is None or std is None:
         mean, std = 127.5, 127.5
     per_channel = {}
-    for name, values in (("mean", mean), ("std", std)):
-        values = [float(value) for value in values] if isinstance(values, Sequence) else [float(values)]
+    for name, given in (("mean", mean), ("std", std)):
+        values = np.asarray(given, "float64").flatten().tolist()
         if len(values) not in (1, image_shape[-1]):
             raise ValueError(
                 f"`{name}` must be one number or one for each of the {image_shape[-1]} channels. "
                 f"Received: {name}={values}."
             )
         per_channel[name] = values * (image_shape[-1] // len(values))
-    if min(per_channel["std"]) <= 0:
+    if not min(per_channel["std"]) > 0:
         raise ValueError(f"`std` must be above 0, in 0..255 units. Received: std={std}.")
     scale = [1 / deviation for deviation in per_channel["std"]]
     offset = [-center / deviation for center, deviation in zip(per_channel["mean"], per_channel["std"], strict=True)]

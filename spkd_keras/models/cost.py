@@ -1,39 +1,58 @@
 """What a network costs."""
 
 import math
+from typing import Any
 
 import keras
 from keras import layers
 
+from spkd_keras.models.graph import input_structure, inputs_like, is_graph, replay
+
 
 def multiply_adds(model: keras.Model) -> int:
-    """Counts the multiply-adds of the convolutions and dense layers for one image.
+    """Counts the multiply-adds of the two-dimensional convolutions and dense layers for one image.
+
+    Every call of a layer in the graph counts, also of one that is called twice or is in a nested model.
 
     Args:
-        model: a built functional or Sequential model, nested ones included, with a fixed image size.
+        model: a built functional or Sequential model with a fixed image size.
 
     Returns:
         The number for one image; biases, normalisation, activations and pooling are not counted.
 
     Raises:
-        ValueError: if the image size is not fixed.
+        ValueError: if the image size is not fixed, or the model's inside cannot be reached.
     """
-    return sum(
-        multiply_adds(layer) if isinstance(layer, keras.Model) else _layer_multiply_adds(layer)
-        for layer in model.layers
-    )
+    if not is_graph(model):
+        raise ValueError(
+            "Multiply-adds are counted in a functional or built Sequential model. Received: "
+            f"{type(model).__name__} '{model.name}'."
+        )
+    total = 0
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal total
+        if is_graph(layer):
+            return replay(layer, args[0], call)
+        outputs = layer(*args, **kwargs)
+        total += _of_layer(layer, args, outputs)
+        return outputs
+
+    replay(model, inputs_like(input_structure(model)), call)
+    return total
 
 
-def _layer_multiply_adds(layer: layers.Layer) -> int:
-    """A kernel is used once for each output position; a depthwise one has its channels in the kernel already."""
-    if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D):
-        positions = layer.output.shape[1:3]
-    elif isinstance(layer, layers.Dense):
-        positions = layer.output.shape[1:-1]
+def _of_layer(layer: Any, args: Any, outputs: Any) -> int:
+    """A convolution uses its kernel once for each output position; a transposed one for each input position."""
+    if isinstance(layer, layers.SeparableConv2D):
+        kernels = [layer.depthwise_kernel, layer.pointwise_kernel]
+    elif isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D | layers.Conv2DTranspose | layers.Dense):
+        kernels = [layer.kernel]
     else:
         return 0
+    shape = args[0].shape if isinstance(layer, layers.Conv2DTranspose) else outputs.shape
+    channels_first = getattr(layer, "data_format", None) == "channels_first"
+    positions = shape[2:] if channels_first else shape[1:-1]
     if None in positions:
-        raise ValueError(
-            f"Multiply-adds need a fixed image size. Received: layer {layer.name} with output {layer.output.shape}."
-        )
-    return math.prod(layer.kernel.shape) * math.prod(positions)
+        raise ValueError(f"Multiply-adds need a fixed image size. Received: layer {layer.name} with shape {shape}.")
+    return math.prod(positions) * sum(math.prod(kernel.shape) for kernel in kernels)

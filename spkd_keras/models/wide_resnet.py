@@ -53,7 +53,7 @@ def wide_resnet(
 
     Reference: Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016.
     """
-    if depth < 10 or (depth - 4) % 6:
+    if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
         raise ValueError(f"`depth` must be 6n + 4, for example 16 or 40. Received: depth={depth}.")
     shape = blocks.check_arguments(width, num_classes, image_shape, total_stride=4)
     image, x = blocks.image_input(shape, mean, std)

@@ -1,0 +1,54 @@
+"""Walking through the graph of a functional or Sequential model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import layers
+
+
+def is_graph(layer: Any) -> bool:
+    """Whether this is a functional or a built Sequential model, whose inner layers can be reached."""
+    if isinstance(layer, keras.Sequential):
+        return layer.built
+    return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))
+
+
+def inputs_like(tensors: Any) -> Any:
+    """Returns new symbolic inputs of the same shapes, dtypes and names."""
+    return keras.tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), tensors)
+
+
+def input_structure(model: keras.Model) -> Any:
+    """Returns the model's own symbolic inputs; `input` of a Sequential in another model is that model's tensor."""
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+
+def replay(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
+    """Calls every layer of a model again, on new symbolic inputs, in the order of the forward pass.
+
+    The layers and their weights are the model's own, and the model is not changed.
+
+    Args:
+        model: functional or built Sequential.
+        inputs: symbolic tensors in the structure of the model's inputs.
+        call: called as `call(layer, *args, **kwargs)` for every call of a layer or operation; returns its output.
+
+    Returns:
+        The model's output for these inputs.
+    """
+    outputs: list[Any] = []
+    end = layers.Identity()
+
+    def call_or_end(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer is not end:
+            return call(layer, *args, **kwargs)
+        outputs.append(args[0])
+        return args[0]
+
+    output = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    # Functional even for a Sequential, and not compiled, so that no optimizer is copied. `clone_model` moves a graph
+    # that starts at inner tensors to new inputs, so what was computed here is taken at the end layer.
+    graph = keras.Model(input_structure(model), end(output))
+    keras.models.clone_model(graph, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call_or_end)
+    return outputs[0]
