@@ -349,7 +349,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_saved(terms: list[Te
 
 
 def test_keras_still_tracks_models_before_property_setters() -> None:
-    """When this fails, `distiller/untracked.py` may be deleted."""
+    """When this fails, `StudentKeeper` need not keep the teacher out of sight."""
 
     class Holder(keras.Model):
         @property
@@ -366,7 +366,7 @@ def test_keras_still_tracks_models_before_property_setters() -> None:
 
 
 def test_random_state_is_still_left_out_by_keras(tmp_path: Path) -> None:
-    """When this fails, `Distiller.save_own_variables` may be reduced to the terms' weights."""
+    """When this fails, `StudentKeeper` need not save it."""
     model = small_network(dropout=0.5)
     (state,) = {id(v): v for v in model.variables if id(v) not in {id(w) for w in model.weights}}.values()
     state.assign(state + 5)
@@ -379,3 +379,22 @@ def test_random_state_is_still_left_out_by_keras(tmp_path: Path) -> None:
 def test_similarity_of_the_tests_is_the_losses() -> None:
     one, other = np.random.default_rng(0).normal(size=(2, 5, 7))
     assert float(losses.SimilarityPreserving(dtype="float64")(one, other)) == pytest.approx(similarity(one, other))
+
+
+def test_several_replicas_are_refused_rather_than_given_another_objective() -> None:
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    assert strategy.num_replicas_in_sync == 1
+    with strategy.scope():
+        model = distiller(small_network(8), small_network(), [Term(SP())])
+    x, y = images(8)
+    assert np.isfinite(model.fit(x, y, verbose=0).history["loss"]).all()
+
+    class TwoReplicas:
+        num_replicas_in_sync = 2
+
+    original, tf.distribute.get_strategy = tf.distribute.get_strategy, TwoReplicas
+    try:
+        with pytest.raises(NotImplementedError, match=r"trains on one replica. Received: a strategy with several"):
+            model.train_step((x, y))
+    finally:
+        tf.distribute.get_strategy = original

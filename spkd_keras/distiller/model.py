@@ -9,15 +9,15 @@ from keras import ops
 
 from spkd_keras.distiller import taps
 from spkd_keras.distiller.guard import TrainingGuard, clear_label_errors
+from spkd_keras.distiller.keeper import StudentKeeper
 from spkd_keras.distiller.term import Term, named
-from spkd_keras.distiller.untracked import UntrackedTeacher
 from spkd_keras.distiller.wiring import Wiring, check_arguments
 
 RESERVED_NAMES = ("loss", "student_loss")
 
 
 @keras.saving.register_keras_serializable("spkd_keras")
-class Distiller(UntrackedTeacher, keras.Model):
+class Distiller(StudentKeeper):
     """Trains `student` by `student_loss_weight * compiled loss + regularisers + sum of weight * term`.
 
         distiller = Distiller(teacher, student, [Term(SimilarityPreserving(), weight=3000.0)])
@@ -210,6 +210,11 @@ class Distiller(UntrackedTeacher, keras.Model):
                 "`fit` needs labels y for the student's loss. Received: images only. "
                 "To train on the terms alone, construct the Distiller with student_loss_weight=0."
             )
+        if self.terms and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            # A Gram matrix for each replica would be another objective.
+            raise NotImplementedError(
+                "A Distiller with terms trains on one replica. Received: a strategy with several."
+            )
         teacher_taps = self._wiring.run_teacher(x) if self.terms else []
         with tf.GradientTape() as tape:
             y_pred, student_taps = self._wiring.run_student(x, training=True, with_taps=bool(self.terms))
@@ -291,13 +296,9 @@ class Distiller(UntrackedTeacher, keras.Model):
 
     def examples_seen(self) -> float:
         """Returns the number of images since the epoch (or the evaluation) began."""
-        return float(self._loss_tracker.count)
+        return float(tf.convert_to_tensor(self._loss_tracker.count.value))
 
     # --- saving ----------------------------------------------------------------------------------------------------
-
-    def export(self, *args: Any, **kwargs: Any) -> Any:
-        """Exports the student: `student.export(...)`."""
-        return self.student.export(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration: the student and the terms, and of the teacher its fingerprint alone."""
@@ -318,25 +319,3 @@ class Distiller(UntrackedTeacher, keras.Model):
         config["student"] = keras.saving.deserialize_keras_object(config["student"])
         config["terms"] = [Term.from_config(term) for term in config["terms"]]
         return cls(teacher=None, **config)
-
-    def save_own_variables(self, store: dict[str, Any]) -> None:
-        """Saves the terms' weights and the state of the student's random generators, which Keras 3.15 leaves out."""
-        for index, variable in enumerate(self._own_state()):
-            store[str(index)] = variable
-
-    def load_own_variables(self, store: dict[str, Any]) -> None:
-        """Loads what `save_own_variables` saved."""
-        state = self._own_state()
-        if len(store.keys()) != len(state):
-            raise ValueError(
-                f"The file holds {len(store.keys())} variables of a Distiller and this one has {len(state)}: "
-                f"{', '.join(variable.path for variable in state)}. "
-                "Load it into a Distiller with the same terms and student."
-            )
-        for index, variable in enumerate(state):
-            variable.assign(store[str(index)])
-
-    def _own_state(self) -> list[Any]:
-        weights = {id(weight) for weight in self.weights}
-        random_state = [variable for variable in self.variables if id(variable) not in weights]
-        return [*self.term_weights.values(), *random_state]
