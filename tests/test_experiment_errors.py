@@ -1,0 +1,194 @@
+"""What is said about an experiment that is wrong: one clear line for each problem."""
+
+import pytest
+import yaml
+
+from spkd_keras.experiment import ExperimentError, load_experiment
+
+# Right in every part; each test spoils one.
+COMPLETE = """
+data: {name: digits, batch_size: 64, augmentation: none, validation: 0.1, train_fraction: 1.0}
+teacher: {model: wide_resnet, depth: 16, width: 2, schedule: {epochs: 40}}
+student: {model: wide_resnet, depth: 16, width: 1}
+schedule: {epochs: 30, learning_rate: 0.1}
+methods:
+  student: []
+  kd: {student_loss_weight: 0.1, terms: [{loss: soft_targets, temperature: 4.0, weight: 0.9}]}
+  sp: [{loss: similarity_preserving, weight: 3000.0}]
+seeds: [0, 1, 2]
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads text as the experiment file `tried.yaml`."""
+
+    def load_text(text=COMPLETE, *overrides):
+        file = tmp_path / "tried.yaml"
+        file.write_text(text, encoding="utf-8")
+        return load_experiment(file, overrides)
+
+    return load_text
+
+
+def problems(load, text=COMPLETE, *overrides):
+    """What is said about a wrong experiment, line by line."""
+    with pytest.raises(ExperimentError) as caught:
+        load(text, *overrides)
+    assert "pydantic" not in str(caught.value)
+    return str(caught.value).splitlines()
+
+
+def test_missing_file_names_its_neighbours(tmp_path):
+    (tmp_path / "digits.yaml").write_text(COMPLETE, encoding="utf-8")
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(tmp_path / "digit.yaml")
+    assert str(caught.value) == (
+        f"The experiment file does not exist: {tmp_path}/digit.yaml. There is {tmp_path}/digits.yaml."
+    )
+    with pytest.raises(ExperimentError, match=r"does not exist: .*/nowhere/x\.yaml\.$"):
+        load_experiment(tmp_path / "nowhere" / "x.yaml")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ExperimentError, match=r"cannot be read: .*Is a directory"):
+        load_experiment(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("name: été".encode("latin-1"))
+    with pytest.raises(ExperimentError, match=r"cannot be read: .*latin\.yaml"):
+        load_experiment(tmp_path / "latin.yaml")
+    with pytest.raises(ExperimentError, match=r"cannot be read: .*Not a directory"):
+        load_experiment(tmp_path / "latin.yaml" / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1", "is not valid YAML: while parsing a flow sequence"),
+        ("a:\n\t- b", "is not valid YAML: while scanning for the next token"),
+        ("!!python/object:os.system x", "is not valid YAML: could not determine a constructor"),
+        ("", "must be a mapping with data, teacher, student, ... Received: nothing."),
+        ("- 1", "must be a mapping with data, teacher, student, ... Received: [1] (list)."),
+        ("hello", "must be a mapping with data, teacher, student, ... Received: 'hello' (str)."),
+    ],
+)
+def test_text_that_is_no_experiment(load, text, said):
+    (line,) = problems(load, text)
+    assert f"tried.yaml {said}" in line
+
+
+# What is set in the experiment, and how the one line begins, after the file's name.
+WRONG = [
+    ("dta={}", "unknown key `dta`. Did you mean `data`? Valid: name, data, teacher, student, schedule,"),
+    ("data.batchsize=3", "unknown key `batchsize` in `data`. Did you mean `batch_size`? Valid: name, batch_size,"),
+    ("schedule.lr=3", "unknown key `lr` in `schedule`. Valid: epochs, optimizer, learning_rate,"),
+    ("methods.kd.weight=3", "unknown key `weight` in `methods.kd`. "),
+    ("int=3", "unknown key `int`. "),
+    ("data[0]=3", "unknown key `data[0]`. Did you mean `data`? Valid: name, data,"),
+    ("data.float=3", "unknown key `float` in `data`. "),
+    ("data.name=3", "`data.name`: input should be a valid string. Received: 3 (int)."),
+    ("data=", "`data`: input should be a valid dictionary"),
+    ("data.batch_size='64'", "`data.batch_size`: input should be a valid integer. Received: '64' (str)."),
+    ("data.batch_size=64.0", "`data.batch_size`: input should be a valid integer. Received: 64.0 (float)."),
+    ("data.batch_size=true", "`data.batch_size`: input should be a valid integer. Received: True (bool)."),
+    ("data.batch_size=1", "`data.batch_size`: input should be greater than or equal to 2. Received: 1 (int)."),
+    ("data.augmentation=flip", "`data.augmentation`: input should be 'none'. Received: 'flip' (str)."),
+    ("data.validation=1.0", "`data.validation`: input should be less than 1. Received: 1.0 (float)."),
+    ("data.train_fraction=0", "`data.train_fraction`: input should be greater than 0. Received: 0 (int)."),
+    ("schedule.epochs=0", "`schedule.epochs`: input should be greater than or equal to 1. Received: 0 (int)."),
+    ("schedule.optimizer=adam", "`schedule.optimizer`: input should be 'sgd'. Received: 'adam' (str)."),
+    (
+        "schedule.learning_rate=1e-4",
+        "`schedule.learning_rate`: input should be a valid number. Received: '1e-4' (str) "
+        "(YAML reads 1e-4 as text; write 1.0e-4).",
+    ),
+    ("schedule.learning_rate=.inf", "`schedule.learning_rate`: input should be a finite number."),
+    ("schedule.weight_decay=.nan", "`schedule.weight_decay`: input should be "),
+    ("schedule.momentum=1", "`schedule.momentum`: input should be less than 1. Received: 1 (int)."),
+    ("schedule.nesterov=1", "`schedule.nesterov`: input should be a valid boolean. Received: 1 (int)."),
+    *(
+        (
+            f"schedule.drops={{{key}: 0.1}}",
+            "`schedule.drops` keys must be epochs (integers from 1) or fractions between 0 and 1, "
+            f"received {'nan' if key == '.nan' else key}.",
+        )
+        for key in ("0", "-3", "0.0", "1.0", "1.5", ".nan")
+    ),
+    ("schedule.drops={a: 0.1}", "`schedule.drops.a`: input should be a valid "),
+    ("schedule.drops={2: 0}", "`schedule.drops.2`: input should be greater than 0. Received: 0 (int)."),
+    ("schedule.drops={2: .inf}", "`schedule.drops.2`: input should be a finite number. Received: inf (float)."),
+    ("schedule.drops=[1]", "`schedule.drops`: input should be a valid dictionary. Received: [1] (list)."),
+    ("seeds=[1, 2, 1]", "`seeds` must differ, received [1, 2, 1]."),
+    ("seeds=[]", "`seeds`: list should have at least 1 item"),
+    ("seeds=3", "`seeds`: input should be a valid list. Received: 3 (int)."),
+    ("seeds=[-1]", "`seeds.0`: input should be greater than or equal to 0. Received: -1 (int)."),
+    ("teacher=", "needs a `teacher`, since there are methods with terms: kd, sp."),
+    ("teacher.path=x.keras", "`teacher` needs either `model`, a network's name, or `path`, a .keras file."),
+    ("teacher={depth: 16}", "`teacher` needs either `model`, a network's name, or `path`, a .keras file."),
+    ("teacher={path: x.keras, depth: 16}", "`teacher` `path` takes no arguments, received depth."),
+    (
+        "teacher={path: x.keras, schedule: {epochs: 3}}",
+        "`teacher` `path` is a trained network, so it takes no `schedule`.",
+    ),
+    ("student={path: x.keras}", "`student` needs `model`: every run starts from a new student."),
+    ("methods.teacher=[]", "`methods` cannot have one named `teacher`, the teacher's own run."),
+    (
+        "methods.student=[{loss: soft_targets}]",
+        "the method `student` is the baseline, trained on the labels alone: `student: []`.",
+    ),
+    ("methods.student.student_loss_weight=2", "the method `student` is the baseline, trained on the labels alone:"),
+    ("methods.a/b=[]", "`methods.a/b`: string should match pattern"),
+    ("methods.x=3", "`methods.x`: input should be a valid dictionary"),
+    ("methods={}", "`methods`: dictionary should have at least 1 item"),
+    ("methods.sp.terms.0=3", "`methods.sp.terms.0`: input should be a valid dictionary"),
+    ("methods.sp=[{weight: 1.0}]", "`methods.sp.terms.0.loss` is missing. It must be given."),
+    ("methods.sp.terms.0.weight=-1", "`methods.sp.terms.0.weight`: input should be greater than or equal to 0."),
+    ("methods.sp.terms.0.student=3", "`methods.sp.terms.0.student`: input should be a valid "),
+    ("methods.float=[{loss: 3}]", "`methods.float.terms.0.loss`: input should be a valid string. Received: 3 (int)."),
+    ("name=a b", "`name`: string should match pattern"),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), WRONG, ids=[override for override, _ in WRONG])
+def test_wrong_values_are_told_in_one_line(load, override, said):
+    lines = problems(load, COMPLETE, override)
+    assert len(lines) == 1, lines
+    place, _, problem = lines[0].partition("tried.yaml: ")
+    assert "\n" not in place
+    assert problem.startswith(said)
+
+
+def test_each_problem_has_its_line(load):
+    lines = problems(load, COMPLETE, "data.batch_size=x", "data.size=3", "seeds=[]")
+    assert len(lines) == 3
+    assert all("tried.yaml: " in line for line in lines)
+
+
+@pytest.mark.parametrize("missing", ["data", "student", "methods"])
+def test_what_must_be_given(load, missing):
+    plain = {key: value for key, value in yaml.safe_load(COMPLETE).items() if key != missing}
+    (line,) = problems(load, yaml.safe_dump(plain))
+    assert line.endswith(f"tried.yaml: `{missing}` is missing. It must be given.")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("teacher.schedule.epoch=3", "teacher.schedule: unknown key `epoch`. Did you mean `epochs`? Valid: epochs,"),
+        ("teacher.schedule.epochs=0", "teacher.schedule: `epochs`: input should be greater than or equal to 1."),
+        ("data.batch_size", "--set takes KEY=VALUE, for example data.batch_size=64. Received: data.batch_size."),
+        ("=3", "--set takes KEY=VALUE, for example data.batch_size=64. Received: =3."),
+        ("seeds=[1", "--set seeds: the value is not valid YAML: while parsing a flow sequence"),
+        ("seeds.3=1", "--set seeds.3: seeds is a list of 3 items. Received: item 3."),
+        ("seeds.x=1", "--set seeds.x: seeds is a list of 3 items. Received: item x."),
+        ("methods.sp.terms.1.weight=3", "--set methods.sp.terms.1.weight: methods.sp.terms is a list of 1 items."),
+        ("data.batch_size.x=3", "--set data.batch_size.x: data.batch_size is 64 (int), which has no x."),
+    ],
+)
+def test_wrong_overrides(load, override, said):
+    (line,) = problems(load, COMPLETE, override)
+    assert line.startswith(said)
+
+
+def test_an_experiment_error_is_a_value_error():
+    # So that a caller who knows nothing of experiments catches it too.
+    assert issubclass(ExperimentError, ValueError)

@@ -1,0 +1,48 @@
+"""What the README says is what happens."""
+
+import re
+from pathlib import Path
+
+import keras
+import pytest
+from networks import images, small_network
+
+from spkd_keras import report
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(example.strip().splitlines()) <= 10
+    small_network(8).save(tmp_path / "teacher.keras")
+    small_network(4).save(tmp_path / "untrained_student.keras")
+    monkeypatch.chdir(tmp_path)
+    pixels, labels = images(20)
+    exec(example.replace("epochs=10", "epochs=1, verbose=0"), {"images": pixels, "labels": labels})
+    keras.saving.load_model(tmp_path / "student.keras").predict(pixels, verbose=0)
+
+
+def test_the_table_is_that_of_the_recorded_runs() -> None:
+    results = report.summarise(report.read_runs(ROOT / "experiments" / "results" / "digits"))
+    (result,) = results
+    for method in result.methods:
+        assert f"| {' | '.join(report.cells(method))} |" in README
+    for verdict in report.verdicts(result):
+        assert f"- {verdict}" in README
+
+
+def test_the_recorded_runs_are_of_the_experiment_as_it_is() -> None:
+    from spkd_keras.experiment import differences, load_experiment
+
+    experiment = load_experiment(ROOT / "experiments" / "digits.yaml")
+    for method in experiment.methods:
+        for seed in experiment.seeds:
+            recorded = load_experiment(ROOT / f"experiments/results/digits/{method}-seed{seed}/experiment.yaml")
+            assert not differences(recorded, experiment.single(method, seed))
+
+
+def test_what_the_readme_names_exists() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target

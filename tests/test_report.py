@@ -1,0 +1,309 @@
+"""From run folders to tables and pages, on folders written by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from spkd_keras import plots, report
+from spkd_keras.experiment import Experiment, ExperimentError
+
+SEEDS = [0, 1, 2]
+# Test errors by seed. Exact in binary, so that differences and medians are too.
+ERRORS = {"student": [0.25, 0.5, 0.375], "sp": [0.125, 0.25, 0.5], "kd": [0.25, 0.625, 0.375]}
+
+
+def write_run(root, method, seed=0, error=None, best=None, *, parameters=1234, name="tiny", similarity=True):
+    """Writes a run's folder; one that is not finished if there is no error."""
+    folder = root / f"{method}-seed{seed}"
+    folder.mkdir(parents=True)
+    experiment = Experiment.model_validate(
+        {
+            "name": name,
+            "data": {"name": "digits"},
+            "student": {"model": "wide_resnet"},
+            "methods": {method: {}},
+            "seeds": [seed],
+        }
+    )
+    (folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
+    if error is None:
+        return folder
+    summary = {
+        "test_error": error,
+        "test_error_best": best,
+        "parameters": parameters,
+        "multiply_adds": 10 * parameters,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    if similarity:
+        matrices = {"student": np.full((4, 4), (seed + 1) / 10)}
+        if method != "teacher":
+            matrices["teacher"] = np.eye(4)
+        np.savez_compressed(folder / "similarity.npz", labels=np.array([0, 0, 1, 1]), **matrices)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    """An experiment with a teacher, two methods, three seeds, and a run that is not finished."""
+    folder = tmp_path / "runs" / "tiny"
+    for method, errors in ERRORS.items():
+        for seed, error in zip(SEEDS, errors, strict=True):
+            write_run(folder, method, seed, error, error + 0.125)
+    write_run(folder, "teacher", 0, 0.0625, parameters=56789)
+    write_run(folder, "at", 1)
+    return folder
+
+
+def summarised(folder):
+    (result,) = report.summarise(report.read_runs(folder))
+    return result
+
+
+def method_of(result, name):
+    return next(method for method in result.methods if method.method == name)
+
+
+# --- reading and summing up ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["runs", "runs/tiny"])
+def test_runs_are_found(root, tmp_path, where):
+    runs = report.read_runs(tmp_path / where)
+    assert len(runs) == 11
+    assert {(run.method, run.seed, run.summary is not None) for run in runs} == {
+        *((method, seed, True) for method in ERRORS for seed in SEEDS),
+        ("teacher", 0, True),
+        ("at", 1, False),
+    }
+    assert {run.experiment for run in runs} == {"tiny"}
+
+
+def test_one_run_alone_is_found(root):
+    (run,) = report.read_runs(root / "sp-seed1")
+    assert (run.folder, run.method, run.seed, run.summary["test_error"]) == (root / "sp-seed1", "sp", 1, 0.25)
+
+
+def test_summary_of_an_experiment(root):
+    result = summarised(root)
+    assert (result.name, result.folder, result.unfinished) == ("tiny", root, ["at-seed1"])
+    # The teacher, the baseline, and the others by name; nothing of the method that has no finished run.
+    assert [method.method for method in result.methods] == ["teacher", "student", "kd", "sp"]
+    sp = method_of(result, "sp")
+    assert sp.seeds == SEEDS
+    assert sp.errors == ERRORS["sp"]
+    assert sp.best_errors == [0.25, 0.375, 0.625]
+    assert sp.differences == [-0.125, -0.25, 0.125]
+    assert (sp.parameters, sp.multiply_adds) == (1234, 12340)
+    assert method_of(result, "student").differences == []
+    teacher = method_of(result, "teacher")
+    assert (teacher.errors, teacher.best_errors, teacher.differences) == ([0.0625], [], [])
+
+
+def test_differences_are_between_equal_seeds(tmp_path):
+    # Seeds 1 and 10 are in both; sorted as numbers, not as the folders' names.
+    for seed, error in {0: 0.5, 1: 0.25, 10: 0.75}.items():
+        write_run(tmp_path, "student", seed, error)
+    for seed, error in {10: 0.5, 1: 0.5, 2: 0.125}.items():
+        write_run(tmp_path, "sp", seed, error)
+    sp = method_of(summarised(tmp_path), "sp")
+    assert sp.seeds == [1, 2, 10]
+    assert sp.errors == [0.5, 0.125, 0.5]
+    assert sp.differences == [0.25, -0.25]
+
+
+def test_without_a_baseline_nothing_is_compared(tmp_path):
+    write_run(tmp_path, "sp", 0, 0.25)
+    result = summarised(tmp_path)
+    assert method_of(result, "sp").differences == []
+    assert report.verdicts(result) == []
+
+
+def test_experiments_are_kept_apart(tmp_path):
+    write_run(tmp_path / "one", "student", 0, 0.5, name="one")
+    write_run(tmp_path / "two", "sp", 0, 0.25, name="two")
+    results = report.summarise(report.read_runs(tmp_path))
+    assert [(result.name, result.folder) for result in results] == [
+        ("one", tmp_path / "one"),
+        ("two", tmp_path / "two"),
+    ]
+    assert method_of(results[1], "sp").differences == [], "the baseline is another experiment's"
+
+
+# --- words and numbers -----------------------------------------------------------------------------------------------
+
+
+def test_cells(root):
+    result = summarised(root)
+    # Medians of (12.5, 25, 50), of (-12.5, -25, +12.5) and of (25, 37.5, 62.5).
+    assert report.cells(method_of(result, "sp")) == [
+        "sp",
+        "3",
+        "25.00 (12.50 to 50.00)",
+        "-12.50 (-25.00 to +12.50)",
+        "37.50 (25.00 to 62.50)",
+        "1,234",
+        "12,340",
+    ]
+    assert report.cells(method_of(result, "teacher")) == ["teacher", "1", "6.25", "", "", "56,789", "567,890"]
+    assert len(report.COLUMNS) == len(report.cells(result.methods[0]))
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([-0.125], "sp: it helped: -12.50 points in the median, fewer errors than the student alone in 1 of 1 seeds."),
+        ([0.125], "sp: it harmed: +12.50 points in the median, fewer errors than the student alone in 0 of 1 seeds."),
+        ([0.0], "sp: no difference: +0.00 points in the median, fewer errors than the student alone in 0 of 1 seeds."),
+        (
+            [-0.25, 0.125, -0.125],
+            "sp: it helped: -12.50 points in the median, fewer errors than the student alone in 2 of 3 seeds.",
+        ),
+        (
+            [0.25, -0.125],
+            "sp: it harmed: +6.25 points in the median, fewer errors than the student alone in 1 of 2 seeds.",
+        ),
+        (
+            [0.125, -0.125],
+            "sp: no difference: +0.00 points in the median, fewer errors than the student alone in 1 of 2 seeds.",
+        ),
+    ],
+)
+def test_verdicts(tmp_path, differences, verdict):
+    for seed, difference in enumerate(differences):
+        write_run(tmp_path, "student", seed, 0.5)
+        write_run(tmp_path, "sp", seed, 0.5 + difference)
+    assert report.verdicts(summarised(tmp_path)) == [verdict]
+
+
+def test_markdown(tmp_path):
+    write_run(tmp_path, "student", 0, 0.5, 0.25)
+    write_run(tmp_path, "student", 1, 0.25, 0.25)
+    write_run(tmp_path, "sp", 0, 0.25)
+    write_run(tmp_path, "sp", 1)
+    result = summarised(tmp_path)
+    assert report.markdown([result], {"tiny": "tiny-similarity.png"}) == (
+        "# Results\n"
+        "\n"
+        "## tiny\n"
+        "\n"
+        "Medians over the seeds, ranges in brackets.\n"
+        "\n"
+        "| method | seeds | test error, % | against the same-seed student, points | "
+        "test error at the best validation epoch, % | parameters | multiply-adds |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
+        "| student | 2 | 37.50 (25.00 to 50.00) |  | 25.00 (25.00 to 25.00) | 1,234 | 12,340 |\n"
+        "| sp | 1 | 25.00 | -25.00 |  | 1,234 | 12,340 |\n"
+        "\n"
+        "- sp: it helped: -25.00 points in the median, fewer errors than the student alone in 1 of 1 seeds.\n"
+        "- Not finished: sp-seed1.\n"
+        "\n"
+        "![Similarity matrices of tiny](tiny-similarity.png)\n"
+    )
+    assert "![" not in report.markdown([result])
+
+
+def test_as_json(root):
+    (plain,) = json.loads(json.dumps(report.as_json(report.summarise(report.read_runs(root)))))
+    assert (plain["experiment"], plain["folder"], plain["unfinished"]) == ("tiny", str(root), ["at-seed1"])
+    assert [method["method"] for method in plain["methods"]] == ["teacher", "student", "kd", "sp"]
+    assert plain["methods"][-1]["errors"] == ERRORS["sp"]
+
+
+# --- the written report ----------------------------------------------------------------------------------------------
+
+
+def test_write_report(root, tmp_path):
+    out = tmp_path / "deep" / "report"
+    results, written = report.write_report(report.read_runs(root), out)
+    names = ["RESULTS.md", "tiny-similarity.png", "tiny-similarity.svg"]
+    assert written == [out / name for name in names]
+    assert sorted(path.name for path in out.iterdir()) == names
+    text = (out / "RESULTS.md").read_text(encoding="utf-8")
+    assert text == report.markdown(results, {"tiny": "tiny-similarity.png"})
+    assert "Not finished: at-seed1." in text
+
+
+def test_a_report_among_the_runs_is_no_run(root):
+    before = len(report.read_runs(root))
+    report.write_report(report.read_runs(root), root / "report")
+    assert len(report.read_runs(root)) == before
+
+
+def test_what_is_drawn(root, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "similarity_matrices", lambda matrices, *_: drawn.update(matrices) or [])
+    report.write_report(report.read_runs(root), tmp_path / "report")
+    assert list(drawn) == ["teacher", "student alone", "kd", "sp"]
+    np.testing.assert_array_equal(drawn["teacher"], np.eye(4))
+    np.testing.assert_array_equal(drawn["sp"], np.full((4, 4), 0.1), "of the first seed")
+
+
+def test_a_report_without_matrices(tmp_path):
+    write_run(tmp_path / "tiny", "student", 0, 0.5, similarity=False)
+    _, written = report.write_report(report.read_runs(tmp_path), tmp_path / "report")
+    assert written == [tmp_path / "report" / "RESULTS.md"]
+    assert "![" not in written[0].read_text(encoding="utf-8")
+
+
+def test_nothing_is_finished(tmp_path):
+    write_run(tmp_path / "tiny", "student", 0)
+    (result,), written = report.write_report(report.read_runs(tmp_path), tmp_path / "report")
+    assert (result.methods, result.unfinished) == ([], ["student-seed0"])
+    assert "- Not finished: student-seed0." in written[0].read_text(encoding="utf-8")
+
+
+def test_two_experiments_of_one_name_have_a_figure_each(tmp_path):
+    # As `--out runs/one` and `--out runs/two` leave them.
+    for folder, seed in (("one", 0), ("two", 5)):
+        write_run(tmp_path / "runs" / folder / "tiny", "student", seed, 0.5)
+    _, written = report.write_report(report.read_runs(tmp_path / "runs"), tmp_path / "report")
+    assert len(set(written)) == 5
+    figures = [line for line in written[0].read_text(encoding="utf-8").splitlines() if line.startswith("![")]
+    assert len(set(figures)) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"test_error": 0.5}', '{"parameters": 1, "multiply_adds": 1, "test_error": 0}']
+)
+def test_a_damaged_summary(root, content):
+    file = root / "sp-seed1" / "summary.json"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(ExperimentError) as caught:
+        report.read_runs(root)
+    assert str(caught.value).startswith(f"{file} is damaged (")
+    assert str(caught.value).endswith("Delete it, and `spkd run` does that run again.")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_damaged_matrices(root, tmp_path, content):
+    (root / "sp-seed0" / "similarity.npz").write_bytes(content)
+    with pytest.raises(ExperimentError, match=r"sp-seed0/similarity\.npz"):
+        report.write_report(report.read_runs(root), tmp_path / "report")
+
+
+def test_an_experiment_that_is_no_run(root, tmp_path):
+    # What the user wrote, above the runs. It may be passed over or named, and nothing else.
+    text = "{name: tiny, data: {name: digits}, student: {model: wide_resnet}, methods: {student: [], b: []}}"
+    (tmp_path / "experiment.yaml").write_text(text, encoding="utf-8")
+    try:
+        outcome = len(report.read_runs(tmp_path))
+    except ExperimentError as error:
+        outcome = str(tmp_path / "experiment.yaml") in str(error)
+    assert outcome in (11, True)
+
+
+def test_no_runs(tmp_path):
+    with pytest.raises(ExperimentError, match=r"^There are no runs in .*\. Give the folder that `spkd run` wrote"):
+        report.read_runs(tmp_path)
+    with pytest.raises(ExperimentError, match=r"^The folder does not exist: .*nowhere\. Give the folder"):
+        report.read_runs(tmp_path / "nowhere")
+
+
+def test_a_file_where_the_report_goes(root, tmp_path):
+    (tmp_path / "report").write_text("in the way", encoding="utf-8")
+    with pytest.raises(
+        ExperimentError, match=r"^The report cannot be written to .*report \(.*Choose another with --out"
+    ):
+        report.write_report(report.read_runs(root), tmp_path / "report")
