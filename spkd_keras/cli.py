@@ -1,5 +1,6 @@
 """The command line `spkd`. Imports what is heavy inside the commands."""
 
+import functools
 import json
 import logging
 import os
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -119,23 +122,27 @@ def _report(runs: Path, out: Path, as_json: bool) -> None:
         return
     for result in results:
         answers.print(_table(result))
-        for line in reports.verdicts(result):
-            answers.print(f"  {line}", highlight=False)
+        say = functools.partial(answers.print, markup=False, highlight=False, soft_wrap=True)
+        for line in [*reports.verdicts(result), *reports.costs(result)]:
+            say(f"  {line}")
         if result.unfinished:
-            answers.print(f"  Not finished: {', '.join(result.unfinished)}.", highlight=False)
-    for path in written:
-        answers.print(f"Written: {path}", highlight=False, soft_wrap=True)
-    answers.print(f"Students: {runs}/<method>-seed<k>/student.keras", highlight=False, soft_wrap=True)
+            say(f"  Not finished: {', '.join(result.unfinished)}.")
+        say(f"  Students: {result.folder}/<method>-seed<k>/student.keras")
+    say(f"Written: {', '.join(map(str, written))}")
 
 
 def _table(result: "ExperimentResult") -> Table:
+    """Narrow enough for 80 columns: a range goes below its median."""
     from spkd_keras import report as reports
 
-    table = Table(title=f"{result.name}: medians over the seeds, ranges in brackets", title_justify="left")
-    for index, column in enumerate(reports.COLUMNS):
-        table.add_column(column, justify="right" if index else "left")
+    table = Table(
+        title=f"{escape(result.name)}: medians over the seeds, ranges in brackets", title_justify="left", box=box.SIMPLE
+    )
+    columns = reports.COLUMNS[: reports.COLUMNS.index("parameters")]
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
     for method in result.methods:
-        table.add_row(*reports.cells(method))
+        table.add_row(*(escape(cell.replace(" (", "\n(")) for cell in reports.cells(method)[: len(columns)]))
     return table
 
 
@@ -172,7 +179,7 @@ class _ProgressObserver(Observer):
 
     def planned(self, runs: list[str], finished: list[str]) -> None:
         if finished:
-            notices.print(f"Finished before: {', '.join(finished)}", highlight=False)
+            notices.print(f"Finished before: {', '.join(finished)}", highlight=False, markup=False)
         self.total = self.bars.add_task("runs", total=len(runs), completed=len(finished), note="")
 
     def started(self, run: str, epochs: int) -> None:
@@ -199,7 +206,7 @@ class _ProgressObserver(Observer):
 
 def _start_tensorflow() -> None:
     """Imports TensorFlow without what it prints meanwhile, which is for its developers."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what TensorFlow's C++ code logs; its exceptions stay
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with _quiet_standard_error():
         import tensorflow  # noqa: F401

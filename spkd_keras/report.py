@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,9 +64,10 @@ def read_runs(folder: str | Path) -> list[Run]:
     runs = []
     for file in sorted(folder.rglob("experiment.yaml")):
         experiment = load_experiment(file)
-        (method,), (seed,) = experiment.methods, experiment.seeds
-        summary = _read_summary(file.with_name("summary.json"))
-        runs.append(Run(file.parent, experiment.name, method, seed, summary))
+        method, seed = next(iter(experiment.methods)), experiment.seeds[0]
+        if file.parent.name == f"{method}-seed{seed}":  # else an experiment that the user keeps here
+            summary = _read_summary(file.with_name("summary.json"))
+            runs.append(Run(file.parent, experiment.name, method, seed, summary))
     if not runs:
         raise ExperimentError(f"There are no runs in {folder}. Give the folder that `spkd run` wrote, runs/<name>.")
     return runs
@@ -164,12 +165,21 @@ def verdicts(result: ExperimentResult) -> list[str]:
     return lines
 
 
-def markdown(results: Sequence[ExperimentResult], figures: dict[str, str] | None = None) -> str:
+def costs(result: ExperimentResult) -> list[str]:
+    """Says what the networks cost, the teacher's and the students'."""
+    sizes = {(method.parameters, method.multiply_adds): method.method for method in reversed(result.methods)}
+    return [
+        f"{'teacher' if name == TEACHER else 'student'}: {parameters:,} parameters, {multiply_adds:,} multiply-adds"
+        for (parameters, multiply_adds), name in reversed(sizes.items())
+    ]
+
+
+def markdown(results: Sequence[ExperimentResult], figures: Mapping[Path, str] | None = None) -> str:
     """Returns the results as a Markdown page.
 
     Args:
         results: of `summarise`.
-        figures: file name of the similarity figure for each experiment's name.
+        figures: file name of the similarity figure for each experiment's folder.
     """
     parts = ["# Results\n"]
     for result in results:
@@ -180,8 +190,8 @@ def markdown(results: Sequence[ExperimentResult], figures: dict[str, str] | None
         parts.extend(f"- {line}" for line in verdicts(result))
         if result.unfinished:
             parts.append(f"- Not finished: {', '.join(result.unfinished)}.")
-        if figures and result.name in figures:
-            parts.append(f"\n![Similarity matrices of {result.name}]({figures[result.name]})")
+        if figures and result.folder in figures:
+            parts.append(f"\n![Similarity matrices of {result.name}]({figures[result.folder]})")
         parts.append("")
     return "\n".join(parts)
 
@@ -213,14 +223,18 @@ def write_report(runs: Sequence[Run], out: Path) -> tuple[list[ExperimentResult]
         ExperimentError: if the folder cannot be written to.
     """
     results = summarise(runs)
-    figures: dict[str, str] = {}
+    figures: dict[Path, str] = {}
+    names = [result.name for result in results]
     try:
         out.mkdir(parents=True, exist_ok=True)
         written = [out / "RESULTS.md"]
-        for result in results:
-            figure = _draw_similarities(result, [run for run in runs if run.folder.parent == result.folder], out)
+        for index, result in enumerate(results):
+            # Experiments in two folders may have one name.
+            stem = result.name if names.count(result.name) == 1 else f"{result.name}-{index + 1}"
+            own = [run for run in runs if run.folder.parent == result.folder]
+            figure = _draw_similarities(result, own, out / f"{stem}-similarity")
             if figure:
-                figures[result.name] = figure[0].name
+                figures[result.folder] = figure[0].name
                 written.extend(figure)
         written[0].write_text(markdown(results, figures), encoding="utf-8")
     except OSError as error:
@@ -230,10 +244,8 @@ def write_report(runs: Sequence[Run], out: Path) -> tuple[list[ExperimentResult]
     return results, written
 
 
-def _draw_similarities(result: ExperimentResult, runs: Sequence[Run], out: Path) -> list[Path]:
-    """Draws the teacher and every method with the first seed that has them."""
-    import numpy as np
-
+def _draw_similarities(result: ExperimentResult, runs: Sequence[Run], path: Path) -> list[Path]:
+    """Draws the teacher and every method with the first seed."""
     from spkd_keras import plots
 
     order = [method.method for method in result.methods if method.method != TEACHER]
@@ -245,15 +257,29 @@ def _draw_similarities(result: ExperimentResult, runs: Sequence[Run], out: Path)
         for run in runs:
             file = run.folder / "similarity.npz"
             if (run.method, run.seed) == (method, seeds[0]) and file.exists():
-                with np.load(file) as arrays:
-                    labels = arrays["labels"]
-                    if "teacher" in arrays:
-                        matrices.setdefault("teacher", arrays["teacher"])
-                    matrices["student alone" if method == BASELINE else method] = arrays["student"]
+                arrays = _read_arrays(file)
+                labels = arrays["labels"]
+                if "teacher" in arrays:
+                    matrices.setdefault("teacher", arrays["teacher"])
+                matrices["student alone" if method == BASELINE else method] = arrays["student"]
     if not matrices:
         return []
     matrices = {name: matrices[name] for name in sorted(matrices, key=lambda name: name != "teacher")}
-    return plots.similarity_matrices(matrices, labels, out / f"{result.name}-similarity")
+    return plots.similarity_matrices(matrices, labels, path)
+
+
+def _read_arrays(file: Path) -> dict[str, Any]:
+    import numpy as np
+
+    try:
+        with file.open("rb") as content, np.load(content) as archive:
+            arrays = dict(archive)
+        arrays["labels"], arrays["student"]
+    except Exception as error:  # whatever a damaged archive makes zipfile and NumPy raise
+        raise ExperimentError(
+            f"{file} is damaged ({error!r}). Delete it and the summary.json beside it, and `spkd run` writes it again."
+        ) from error
+    return arrays
 
 
 def _percent(values: Sequence[float], sign: str = "") -> str:

@@ -110,7 +110,10 @@ def test_wrong_commands_and_options(arguments):
         ),
         (["run", "tiny.yaml", "--set", "data.batch_size"], "--set takes KEY=VALUE, for example data.batch_size=64. "),
         (["run", "tiny.yaml", "--set", "seeds=[0"], "--set seeds: the value is not valid YAML"),
-        (["run", "tiny.yaml", "--set", "teacher.schedule.epochs=0"], "teacher.schedule: `epochs`: input should be"),
+        (
+            ["run", "tiny.yaml", "--set", "teacher.schedule.epochs=0"],
+            "tiny.yaml: teacher.schedule: `epochs`: input should be",
+        ),
         (["run", "tiny.yaml", "--seeds", "0,x"], "--seeds takes integers, for example 0,1,2. Received: 0,x."),
         (["run", "tiny.yaml", "--seeds", "0,0"], "tiny: `seeds` must differ, received [0, 0]."),
         (["run", "tiny.yaml", "--seeds", ""], "tiny: `seeds`: list should have at least 1 item"),

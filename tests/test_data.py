@@ -144,9 +144,17 @@ def test_parts_that_are_too_small(validation, train_fraction, said):
     ("pixels", "labels", "said"),
     [
         (lambda p: p[:0], lambda y: y[:0], "^the train part has no images"),
-        (lambda p: p / np.float32(255), None, r"uint8 pixels .* Received: float32 \(20, 1, 1, 1\)"),
-        (lambda p: p[..., 0], None, r"of shape \(n, height, .* uint8 \(20, 1, 1\) and 20 labels"),
-        (lambda p: p[:-1], None, r"and n labels\. Received: uint8 \(19, 1, 1, 1\) and 20 labels"),
+        (lambda p: p / np.float32(255), None, r"uint8 pixels .* Received: float32 pixels of shape \(20, 1, 1, 1\)"),
+        (
+            lambda p: p[..., 0],
+            None,
+            r"of shape \(n, height, .* Received: uint8 pixels of shape \(20, 1, 1\) and labels",
+        ),
+        (
+            lambda p: p[:-1],
+            None,
+            r"labels of shape \(n,\)\. Received: uint8 pixels of shape \(19, 1, 1, 1\) and labels of shape \(20,\)",
+        ),
         (None, lambda y: y.astype(float), r"integer labels\. Received: float64"),
         (None, lambda y: y == 1, r"integer labels\. Received: bool"),
         (None, lambda y: y + 1, r"labels from 0 to 1, .* 2 classes\. Received: labels from 1 to 2"),

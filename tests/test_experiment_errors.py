@@ -86,7 +86,7 @@ WRONG = [
     ("data[0]=3", "unknown key `data[0]`. Did you mean `data`? Valid: name, data,"),
     ("data.float=3", "unknown key `float` in `data`. "),
     ("data.name=3", "`data.name`: input should be a valid string. Received: 3 (int)."),
-    ("data=", "`data`: input should be a valid dictionary"),
+    ("data=", "`data`: must be a mapping (key: value). Received: nothing."),
     ("data.batch_size='64'", "`data.batch_size`: input should be a valid integer. Received: '64' (str)."),
     ("data.batch_size=64.0", "`data.batch_size`: input should be a valid integer. Received: 64.0 (float)."),
     ("data.batch_size=true", "`data.batch_size`: input should be a valid integer. Received: True (bool)."),
@@ -113,10 +113,13 @@ WRONG = [
         )
         for key in ("0", "-3", "0.0", "1.0", "1.5", ".nan")
     ),
-    ("schedule.drops={a: 0.1}", "`schedule.drops.a`: input should be a valid "),
+    (
+        "schedule.drops={a: 0.1}",
+        "`schedule.drops` keys must be epochs (integers from 1) or fractions between 0 and 1, received 'a'.",
+    ),
     ("schedule.drops={2: 0}", "`schedule.drops.2`: input should be greater than 0. Received: 0 (int)."),
     ("schedule.drops={2: .inf}", "`schedule.drops.2`: input should be a finite number. Received: inf (float)."),
-    ("schedule.drops=[1]", "`schedule.drops`: input should be a valid dictionary. Received: [1] (list)."),
+    ("schedule.drops=[1]", "`schedule.drops`: must be a mapping (key: value). Received: [1] (list)."),
     ("seeds=[1, 2, 1]", "`seeds` must differ, received [1, 2, 1]."),
     ("seeds=[]", "`seeds`: list should have at least 1 item"),
     ("seeds=3", "`seeds`: input should be a valid list. Received: 3 (int)."),
@@ -137,12 +140,15 @@ WRONG = [
     ),
     ("methods.student.student_loss_weight=2", "the method `student` is the baseline, trained on the labels alone:"),
     ("methods.a/b=[]", "`methods.a/b`: string should match pattern"),
-    ("methods.x=3", "`methods.x`: input should be a valid dictionary"),
+    ("methods.x=3", "`methods.x`: must be a mapping (key: value). Received: 3 (int)."),
     ("methods={}", "`methods`: dictionary should have at least 1 item"),
-    ("methods.sp.terms.0=3", "`methods.sp.terms.0`: input should be a valid dictionary"),
+    ("methods.sp.terms.0=3", "`methods.sp.terms.0`: must be a mapping (key: value). Received: 3 (int)."),
     ("methods.sp=[{weight: 1.0}]", "`methods.sp.terms.0.loss` is missing. It must be given."),
     ("methods.sp.terms.0.weight=-1", "`methods.sp.terms.0.weight`: input should be greater than or equal to 0."),
-    ("methods.sp.terms.0.student=3", "`methods.sp.terms.0.student`: input should be a valid "),
+    (
+        "methods.sp.terms.0.student=3",
+        "`methods.sp.terms.0.student` must be a layer's name or a list of names, received 3.",
+    ),
     ("methods.float=[{loss: 3}]", "`methods.float.terms.0.loss`: input should be a valid string. Received: 3 (int)."),
     ("name=a b", "`name`: string should match pattern"),
 ]
@@ -186,7 +192,7 @@ def test_what_must_be_given(load, missing):
 )
 def test_wrong_overrides(load, override, said):
     (line,) = problems(load, COMPLETE, override)
-    assert line.startswith(said)
+    assert said in line
 
 
 def test_an_experiment_error_is_a_value_error():

@@ -360,3 +360,12 @@ def test_inside_keras_own_feature_distillation():
     teacher, student = tf.constant(TEACHER, "float32"), tf.constant(STUDENT, "float32")
     distillation = keras.distillation.FeatureDistillation(loss=loss)
     assert distillation.compute_loss(teacher, student) == loss(teacher, student)
+
+
+def test_similarity_preserving_adds_the_pairs_of_several_layers():
+    random = np.random.default_rng(0)
+    teacher = [random.normal(size=(4, 3, 3, 2)), random.normal(size=(4, 5))]
+    student = [random.normal(size=(4, 2, 2, 2)), random.normal(size=(4, 7))]
+    loss = SimilarityPreserving(dtype="float64")
+    expected = sum(float(loss(one, other)) for one, other in zip(teacher, student, strict=True))
+    assert_allclose(float(loss(teacher, student)), expected, rtol=1e-12)

@@ -183,7 +183,7 @@ def test_markdown(tmp_path):
     write_run(tmp_path, "sp", 0, 0.25)
     write_run(tmp_path, "sp", 1)
     result = summarised(tmp_path)
-    assert report.markdown([result], {"tiny": "tiny-similarity.png"}) == (
+    assert report.markdown([result], {result.folder: "tiny-similarity.png"}) == (
         "# Results\n"
         "\n"
         "## tiny\n"
@@ -221,7 +221,7 @@ def test_write_report(root, tmp_path):
     assert written == [out / name for name in names]
     assert sorted(path.name for path in out.iterdir()) == names
     text = (out / "RESULTS.md").read_text(encoding="utf-8")
-    assert text == report.markdown(results, {"tiny": "tiny-similarity.png"})
+    assert text == report.markdown(results, {results[0].folder: "tiny-similarity.png"})
     assert "Not finished: at-seed1." in text
 
 

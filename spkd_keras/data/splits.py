@@ -1,5 +1,6 @@
 """Train, validation and test."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 SPLIT_SEED = 0
 
 
-class Images(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
     """Labelled images.
 
     Attributes:
@@ -52,10 +54,11 @@ def check_images(images: Images, name: str) -> None:
     """
     if len(images) == 0:
         raise ValueError(f"{name} has no images.")
-    if images.pixels.ndim != 4 or images.pixels.dtype != np.uint8 or len(images.pixels) != len(images.labels):
+    pixels, labels = images.pixels, images.labels
+    if pixels.ndim != 4 or pixels.dtype != np.uint8 or labels.shape != (len(pixels),):
         raise ValueError(
-            f"{name} must have uint8 pixels of shape (n, height, width, channels) and n labels. Received: "
-            f"{images.pixels.dtype} {images.pixels.shape} and {len(images.labels)} labels."
+            f"{name} must have uint8 pixels of shape (n, height, width, channels) and labels of shape (n,). Received: "
+            f"{pixels.dtype} pixels of shape {pixels.shape} and labels of shape {labels.shape}."
         )
     classes = len(images.class_names)
     if not np.issubdtype(images.labels.dtype, np.integer):
@@ -96,6 +99,9 @@ def _stratified(images: Images, fraction: float, name: str) -> tuple[Images, Ima
         rest, part = train_test_split(
             np.arange(len(images)), test_size=fraction, stratify=images.labels, random_state=SPLIT_SEED
         )
+        classes = [len(np.unique(images.labels[indices])) for indices in (rest, part)]
+        if min(classes) < len(np.unique(images.labels)):
+            raise ValueError(f"The parts would have images of {classes[0]} and {classes[1]} classes.")
     except ValueError as error:
         raise ValueError(
             f"`{name}` must leave an image of each of the {len(images.class_names)} classes on both sides "

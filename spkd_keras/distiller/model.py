@@ -13,7 +13,7 @@ from spkd_keras.distiller.keeper import StudentKeeper
 from spkd_keras.distiller.term import Term, named
 from spkd_keras.distiller.wiring import Wiring, check_arguments
 
-RESERVED_NAMES = ("loss", "student_loss")
+RESERVED_NAMES = ("loss", "student_loss", "accuracy", "learning_rate", "epoch")  # of the logs and of a history's rows
 
 
 @keras.saving.register_keras_serializable("spkd_keras")
@@ -80,6 +80,7 @@ class Distiller(StudentKeeper):
         if teacher is not None:
             self._wiring.connect(teacher)
         self.adapters = self._wiring.build_adapters()
+        self._wiring.try_losses(self.adapters)
         self.term_weights = {
             name: self.add_weight(
                 shape=(),

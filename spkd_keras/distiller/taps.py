@@ -162,6 +162,14 @@ def shape(tapped_model: Any, places: Sequence[Tap], group: Sequence[Tap]) -> Any
     return shapes[0] if len(shapes) == 1 else shapes
 
 
+def zeros(tapped_model: Any) -> list[Any] | None:
+    """Returns zeros for two images at every tap; None where a size is open or the model's inside cannot be reached."""
+    shapes = [] if isinstance(tapped_model, _OutputOnly) else [output.shape[1:] for output in tapped_model.outputs]
+    if not shapes or any(None in shape for shape in shapes):
+        return None
+    return [keras.ops.zeros((2, *shape)) for shape in shapes]
+
+
 def num_classes(model: keras.Model) -> int | None:
     """Returns the size of the output's last axis, None for a model whose inside cannot be reached."""
     return model.outputs[0].shape[-1] if is_graph(model) else None

@@ -132,6 +132,27 @@ class Wiring:
         self.terms = {name: dataclasses.replace(term, adapter=adapters.get(name)) for name, term in self.terms.items()}
         return adapters
 
+    def try_losses(self, adapters: dict[str, keras.layers.Layer]) -> None:
+        """Calls every loss once, on zeros, so that shapes that do not fit are seen at once and not in the first step.
+
+        Raises:
+            ValueError: if a loss refuses the shapes of its taps.
+        """
+        if self.teacher is None or not self.terms:
+            return
+        teacher_values, student_values = taps.zeros(self._tapped_teacher), taps.zeros(self._tapped_student)
+        if teacher_values is None or student_values is None:
+            return
+        for name, teacher, student in self.pairs(teacher_values, student_values):
+            try:
+                self.terms[name].loss(teacher, adapters[name](student) if name in adapters else student)
+            except (ValueError, TypeError, tf.errors.OpError) as error:
+                shapes = [keras.tree.map_structure(lambda x: tuple(x.shape[1:]), side) for side in (teacher, student)]
+                raise ValueError(
+                    f"The term '{name}' cannot compare the teacher's tap of shape {shapes[0]} with the student's of "
+                    f"shape {shapes[1]}: {' '.join(str(error).split())[:200]} Name other layers, or give an `adapter`."
+                ) from error
+
     def run_teacher(self, x: Any) -> list[Any]:
         """Runs the teacher in inference mode, without gradients, as far as its last tap.
 

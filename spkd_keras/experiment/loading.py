@@ -39,7 +39,10 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         _override(plain, override)
     _expand_methods(plain)  # an override may have set a list
     experiment = validated(Experiment, plain, str(path))
-    experiment.teacher_training()  # the teacher's schedule is checked with it
+    try:
+        experiment.teacher_training()  # the teacher's schedule is checked with it
+    except ExperimentError as error:
+        raise ExperimentError(f"{path}: {error}") from None
     return experiment
 
 

@@ -26,26 +26,24 @@ def validated(kind: type[Any], plain: Mapping[str, Any], source: str) -> Any:
 
 
 def _problem(kind: type[BaseModel], plain: Any, problem: Any) -> str:
-    place = [part for part in problem["loc"] if not _is_union_tag(part)]
+    place = list(problem["loc"])
+    if place and place[-1] == "[key]":  # pydantic's mark for a key that is not valid
+        place.pop()
     where = ".".join(map(str, place))
     if problem["type"] == "extra_forbidden":
-        parent = ".".join(map(str, place[:-1]))
         model = _model_at(kind, place[:-1]) or kind
-        return unknown("key", str(place[-1]), model.model_fields, where=parent)
+        return unknown("key", str(place[-1]), model.model_fields, where=".".join(map(str, place[:-1])))
     if problem["type"] == "missing":
         return f"`{where}` is missing. It must be given."
     if problem["type"] == "value_error":
         return f"{f'`{where}` ' if where else ''}{problem['ctx']['error']}."
     expected = problem["msg"][0].lower() + problem["msg"][1:]
+    if problem["type"] in ("model_type", "dict_type"):
+        expected = "must be a mapping (key: value)"
     hint = ""
     if isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type"):
         hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if "e" in problem["input"].lower() else ""
     return f"`{where}`: {expected}. Received: {shown(problem['input'])}{hint}."
-
-
-def _is_union_tag(part: Any) -> bool:
-    """Pydantic puts the names of a union's members into the location."""
-    return isinstance(part, str) and (part in ("str", "int", "float", "[key]") or "[" in part)
 
 
 def _model_at(annotation: Any, place: Sequence[Any]) -> type[BaseModel] | None:

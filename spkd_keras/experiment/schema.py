@@ -60,21 +60,23 @@ class Schedule(_Model):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
-    drops: dict[int | float, Annotated[float, Field(gt=0)]] = {0.3: 0.2, 0.6: 0.2, 0.8: 0.2}
+    drops: dict[Any, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {0.3: 0.2, 0.6: 0.2, 0.8: 0.2}
 
     @pydantic.field_validator("drops")
     @classmethod
-    def _check_drops(cls, drops: dict[int | float, float]) -> dict[int | float, float]:
+    def _check_drops(cls, drops: dict[Any, float]) -> dict[Any, float]:
         for when in drops:
-            if not (0 < when < 1 if isinstance(when, float) else when > 0):
-                raise ValueError(f"keys must be epochs (integers from 1) or fractions between 0 and 1, received {when}")
+            if not (type(when) is int and when > 0) and not (type(when) is float and 0 < when < 1):
+                raise ValueError(
+                    f"keys must be epochs (integers from 1) or fractions between 0 and 1, received {when!r}"
+                )
         return drops
 
     def learning_rate_at(self, epoch: int) -> float:
         """Returns the learning rate of an epoch, counted from 0."""
         rate = self.learning_rate
         for when, factor in self.drops.items():
-            start = when if isinstance(when, int) else round(when * self.epochs)
+            start = when if isinstance(when, int) else max(1, round(when * self.epochs))
             rate *= factor if epoch >= start else 1.0
         return rate
 
@@ -114,15 +116,24 @@ class Teacher(Network):
 
 
 class TermSpec(_Model):
-    """A term: a loss by name with its arguments, its weight, and where it looks."""
+    """A term: a loss by name with its arguments, its weight, and the layers (a name, or a list) where it looks."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     loss: str
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
-    teacher: str | list[str] | None = None
-    student: str | list[str] | None = None
+    teacher: Any = None
+    student: Any = None
     name: str | None = None
+
+    # Not typed as a union, for which pydantic reports a problem with each of its members.
+    @pydantic.field_validator("teacher", "student")
+    @classmethod
+    def _check_layers(cls, layers: Any) -> Any:
+        names = layers if isinstance(layers, list) else [layers]
+        if layers is not None and not (names and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"must be a layer's name or a list of names, received {layers!r}")
+        return layers
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def similarity_preserving(teacher: Any, student: Any) -> Any:
 class SimilarityPreserving(DistillationLoss):
     """Similarity-preserving loss: the student matches the teacher's matrix of pairwise similarities.
 
-        L_SP = 1/b^2 * ||G_T - G_S||_F^2
+        L_SP = 1/b^2 * sum over pairs of layers ||G_T - G_S||_F^2
 
     See `similarity_matrix` and `similarity_preserving`. The published weight (gamma) is 3000 for CIFAR-10 and
     2000 for CINIC-10. The loss falls as 1/b, so gamma is tied to the batch size: 128 and 96 there.
@@ -84,5 +84,6 @@ class SimilarityPreserving(DistillationLoss):
     batch_relational = True
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Returns one value per example, shape `(batch,)`."""
-        return similarity_preserving(y_true, y_pred)
+        """Returns one value per example, shape `(batch,)`: of one pair of layers, or the sum over a list of pairs."""
+        pairs = zip(keras.tree.flatten(y_true), keras.tree.flatten(y_pred), strict=True)
+        return sum(similarity_preserving(teacher, student) for teacher, student in pairs)

@@ -10,6 +10,8 @@ import keras
 
 from spkd_keras.experiment import Experiment, ExperimentError, differences, load_experiment
 
+PARTIAL = ".partial-"
+
 
 class RunFolder:
     """The folder of one run, `<method>-seed<k>`.
@@ -43,7 +45,7 @@ class RunFolder:
         Raises:
             ExperimentError: naming the fields that differ.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        if not self.path.exists() or (self.path.is_dir() and all(_is_partial(file) for file in self.path.iterdir())):
             return
         recorded = self.path / "experiment.yaml"
         if not recorded.is_file():
@@ -65,27 +67,31 @@ class RunFolder:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes a folder and checks that files can be written to it.
+    """Checks that a folder can be made, and written to.
 
     Raises:
         ExperimentError: if not.
     """
-    probe = folder / ".writable"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        what = "cannot be written to" if nearest.is_dir() else "is not a folder"
         raise ExperimentError(
-            f"The output folder cannot be written to: {folder} ({error.strerror}). Choose another with --out."
-        ) from error
+            f"The output folder cannot be used: {folder} ({nearest} {what}). Choose another with --out."
+        )
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file so that it is there whole or not at all: under another name first."""
-    partial = path.with_name(f".partial-{path.name}")
+    """Writes a file so that it is there whole or not at all: on the disk under another name before it gets its own."""
+    partial = path.with_name(f"{PARTIAL}{path.name}")
     write(partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def _is_partial(file: Path) -> bool:
+    """Whether this is what a kill left of a file that was being written."""
+    return file.name.startswith(PARTIAL)
 
 
 def write_text(path: Path, text: str) -> None:

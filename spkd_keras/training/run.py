@@ -1,9 +1,9 @@
 """One experiment: its teacher once, then every method with every seed."""
 
 import functools
+import json
 import os
 import platform
-import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -16,11 +16,11 @@ import tensorflow as tf
 import spkd_keras
 from spkd_keras import data, models
 from spkd_keras.distiller import taps
-from spkd_keras.experiment import Experiment
+from spkd_keras.experiment import Experiment, ExperimentError
 from spkd_keras.losses import similarity_matrix
 from spkd_keras.observer import Observer
 from spkd_keras.training import build
-from spkd_keras.training.callbacks import Recorder, Reporter
+from spkd_keras.training.callbacks import Backup, Recorder, Reporter
 from spkd_keras.training.folder import RunFolder, check_writable, replace, save_network, write_json
 
 EVALUATION_BATCH = 256
@@ -68,6 +68,8 @@ def run_experiment(experiment: Experiment, out: str | Path = "runs", observer: O
     if teacher_run and not teacher_run.finished:
         _train(teacher_run, None, splits, observer)
     teacher = _teacher(experiment, teacher_run, splits)
+    if teacher is not None:
+        _check_teacher(teacher, runs)
     for folder in runs:
         if not folder.finished:
             _train(folder, teacher, splits, observer)
@@ -80,6 +82,19 @@ def _teacher(experiment: Experiment, teacher_run: RunFolder | None, splits: data
     return experiment.teacher and build.build_network(experiment.teacher, splits.train, "teacher")
 
 
+def _check_teacher(teacher: keras.Model, runs: list[RunFolder]) -> None:
+    """Checks that the runs so far were distilled from this teacher, whose file may have been replaced."""
+    fingerprint = models.fingerprint(teacher)
+    for folder in runs:
+        if folder.environment.exists():
+            recorded = json.loads(folder.environment.read_text(encoding="utf-8"))["teacher_fingerprint"]
+            if recorded != fingerprint:
+                raise ExperimentError(
+                    f"{folder.path} was distilled from another teacher, fingerprint {recorded}. Received: one with "
+                    f"{fingerprint}. Choose another folder with --out."
+                )
+
+
 def _train(folder: RunFolder, teacher: keras.Model | None, splits: data.Splits, observer: Observer) -> None:
     """Trains one student into its folder."""
     experiment, name = folder.experiment, folder.path.name
@@ -89,11 +104,15 @@ def _train(folder: RunFolder, teacher: keras.Model | None, splits: data.Splits, 
     student = build.build_network(experiment.student, splits.train, "student")
     method = experiment.methods[folder.method]
     distiller = build.build_distiller(teacher, student, method, folder.method, experiment.schedule)
-    clock = data.EpochClock()
-    recorder = Recorder(folder, _environment())
+    clock, backup = data.EpochClock(), Backup(folder)
+    recorder = Recorder(folder, {**_environment(), "teacher_fingerprint": teacher and models.fingerprint(teacher)})
+    epochs_done = backup.restore(distiller)
+    recorder.resume(epochs_done)
+    observer.progressed(name, epochs_done, {})
     distiller.fit(
         data.training_batches(splits.train, experiment.data.batch_size, folder.seed, clock),
         epochs=experiment.schedule.epochs,
+        initial_epoch=epochs_done,
         verbose=0,
         shuffle=False,  # the data shuffle themselves
         validation_data=splits.validation and data.evaluation_batches(splits.validation, EVALUATION_BATCH),
@@ -101,7 +120,7 @@ def _train(folder: RunFolder, teacher: keras.Model | None, splits: data.Splits, 
             clock,
             keras.callbacks.LearningRateScheduler(experiment.schedule.learning_rate_at),
             recorder,
-            keras.callbacks.BackupAndRestore(folder.backup, double_checkpoint=True, delete_checkpoint=False),
+            backup,
             Reporter(functools.partial(observer.progressed, name)),
         ],
     )
@@ -109,7 +128,7 @@ def _train(folder: RunFolder, teacher: keras.Model | None, splits: data.Splits, 
     _write_similarities(folder, teacher, student, splits.test)
     summary = _summary(folder, teacher, student, splits, recorder)
     write_json(folder.summary, summary)
-    shutil.rmtree(folder.backup, ignore_errors=True)
+    backup.remove()
     observer.completed(name, summary)
 
 
@@ -134,7 +153,7 @@ def _summary(
         "images_per_second": round(images / seconds, 1) if seconds else None,
         "parameters": student.count_params(),
         "multiply_adds": models.multiply_adds(student),
-        "teacher_fingerprint": teacher and models.fingerprint(teacher),
+        "teacher_fingerprint": recorder.environment["teacher_fingerprint"],
         "versions": recorder.environment["versions"],
     }
 
@@ -189,9 +208,11 @@ def _environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Returns the commit of the package's checkout, None where it was installed."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """Returns the commit of the package's own checkout; None where it is installed, in another repository too."""
+    package = Path(spkd_keras.__file__).parent
+    command = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        top, commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError, ValueError):
         return None
+    return commit if Path(top) == package.parent else None
