@@ -9,10 +9,12 @@
     distiller.fit(images, labels)
     distiller.student.save("student.keras")
 
-The names are loaded when they are first used, so that `import spkd_keras` does not import TensorFlow.
+The names are loaded when they are first used, so that `import spkd_keras` does not import TensorFlow. Where Keras is
+imported already they are loaded at once, so that `keras.saving.load_model` knows them.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,3 +35,7 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+if "keras" in sys.modules:
+    importlib.import_module("spkd_keras.distiller")

@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 from spkd_keras.experiment import BASELINE, TEACHER, ExperimentError, load_experiment
@@ -79,7 +80,8 @@ def _read_summary(file: Path) -> dict[str, Any] | None:
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         for key in ("test_error", "test_error_best", "parameters", "multiply_adds"):
-            summary[key]
+            if not isinstance(summary[key], int | float | (NoneType if key == "test_error_best" else int)):
+                raise TypeError(f"{key} is {summary[key]!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise ExperimentError(
             f"{file} is damaged ({error!r}). Delete it, and `spkd run` does that run again."

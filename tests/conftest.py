@@ -11,8 +11,14 @@ gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def _seed_and_clean_up() -> Iterator[None]:
+def _seed_and_policy() -> Iterator[None]:
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _clean_up() -> Iterator[None]:
+    """Once a file: the search through all that is alive takes longer than most tests."""
+    yield
     keras.backend.clear_session()

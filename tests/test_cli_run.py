@@ -83,7 +83,7 @@ def test_run_again(ran):
     assert f"Finished before: {', '.join(RUNS)}" in words(done.stderr)
     assert summaries(folder) == before
     for name, summary in before.items():
-        row = next(line for line in done.stdout.splitlines() if line.startswith(f"│ {name.removesuffix('-seed0')} "))
+        row = next(line for line in done.stdout.splitlines() if line.startswith(f"  {name.removesuffix('-seed0')} "))
         assert f" {100 * summary['test_error']:.2f} " in row
         assert f" {summary['parameters']:,} " in row
     assert (folder / "runs" / "tiny" / "report" / "tiny-similarity.png").is_file()

@@ -142,6 +142,7 @@ class KillAfter(keras.callbacks.Callback):
             raise KilledError
 
 
+@pytest.mark.slow
 def test_resuming_with_keras_backup_is_exact(tmp_path: Path) -> None:
     x, y = images(20)
     keras.utils.set_random_seed(1)

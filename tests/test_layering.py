@@ -23,7 +23,7 @@ READERS = {"report", "plots"}
 ALLOWED: dict[str, set[str]] = {
     **{part: set() for part in FOUNDATION},
     "data": FOUNDATION,
-    "distiller": {"losses", "models"},  # plain arguments only: no experiment
+    "distiller": {"losses", "models", "optimizers"},  # plain arguments only: no experiment
     "training": LIBRARY,
     "search": LIBRARY | {"training"},
     "export": LIBRARY | {"training"},

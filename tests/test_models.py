@@ -255,7 +255,7 @@ def test_multiply_adds_need_a_fixed_size():
         ({"depth": 4}, r"`depth` must be 6n \+ 4.*Received: depth=4."),
         ({"width": 0}, r"`width` must be finite and above 0.*Received: width=0."),
         ({"width": float("nan")}, r"`width` must be finite and above 0.*Received: width=nan."),
-        ({"num_classes": 1}, r"`num_classes` must be at least 2. Received: num_classes=1."),
+        ({"num_classes": 1}, r"`num_classes` must be an integer of at least 2. Received: num_classes=1."),
         (
             {"image_shape": (3, 3, 3)},
             r"must be at least 4x4.*Received: image_shape=\(3, 3, 3\). Resize the images.",
@@ -277,7 +277,7 @@ def test_multiply_adds_need_a_fixed_size():
         ({"std": 60}, r"`mean` and `std` must be given together. Received: mean=None, std=60."),
         (
             {"mean": (1, 2), "std": 1},
-            r"`mean` must be one number or one for each of the 3 channels. .*mean=\[1.0, 2.0\]",
+            r"`mean` must be one number or one for each of the 3 channels. .*mean=\(1, 2\)",
         ),
         ({"mean": 1, "std": (1, 2, 3, 4)}, r"`std` must be one number or one for each of the 3 channels."),
         ({"mean": 120, "std": 0}, r"`std` must be above 0, in 0..255 units. Received: std=0."),

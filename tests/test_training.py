@@ -13,7 +13,6 @@ import tensorflow as tf
 from tiny_experiment import (
     METHODS,
     RUNS,
-    SAVING_WARNING,
     TRAIN_IMAGES,
     Listener,
     assert_same_run,
@@ -29,7 +28,7 @@ from spkd_keras.distiller import Distiller
 from spkd_keras.experiment import load_experiment
 from spkd_keras.training import run_experiment
 
-pytestmark = pytest.mark.filterwarnings(SAVING_WARNING)
+pytestmark = pytest.mark.slow  # all stand on one whole experiment
 
 FILES = {
     "experiment.yaml",
@@ -200,7 +199,6 @@ def test_students_of_all_methods_start_equal_and_end_different(finished):
     assert not np.array_equal(ends[0], ends[2])
 
 
-@pytest.mark.slow
 def test_student_loads_where_the_package_is_not_installed(finished, parts, tmp_path):
     code = """
 import sys
@@ -277,7 +275,6 @@ def redone(finished, tmp_path_factory):
     return Redone(root, before, listener)
 
 
-@pytest.mark.slow
 def test_finished_runs_are_left_alone(redone):
     after = content(redone.root)
     for name in ("teacher-seed0", "student-seed0"):
@@ -294,7 +291,6 @@ def test_what_is_done_again_is_the_same(finished, redone, method):
     assert {path.name for path in (redone.root / f"{method}-seed0").iterdir()} == FILES
 
 
-@pytest.mark.slow
 def test_a_training_from_the_start_counts_its_own_seconds(redone):
     assert summary_of(redone.root / "sp-seed0")["wall_seconds"] < 1e6
 
@@ -306,7 +302,6 @@ def test_nothing_to_do(finished):
     assert listener.told == [("planned", RUNS, RUNS)]
 
 
-@pytest.mark.slow
 def test_one_method_alone_is_the_same_as_among_all(finished, tmp_path):
     root = run_experiment(tiny(tmp_path).select(["sp"]), tmp_path / "runs")
     assert {path.name for path in root.iterdir()} == {"teacher-seed0", "sp-seed0"}

@@ -2,14 +2,12 @@
 
 import keras
 import pytest
-from tiny_experiment import SAVING_WARNING, Listener, content, tiny
+from tiny_experiment import Listener, content, tiny
 
 from spkd_keras import models
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.training import run_experiment
 from spkd_keras.training.folder import RunFolder
-
-pytestmark = pytest.mark.filterwarnings(SAVING_WARNING)
 
 ONLY_STUDENT = ("teacher=", "methods={student: []}", "data.validation=0", "schedule.epochs=1")
 
@@ -119,7 +117,7 @@ def test_a_file_where_the_output_goes(tmp_path, place):
     file.parent.mkdir(exist_ok=True)
     file.write_text("in the way")
     said = refusal(tiny(tmp_path, *ONLY_STUDENT), tmp_path / "runs")
-    assert said.startswith(f"The output folder cannot be used: {tmp_path / 'runs' / 'tiny'} (")
+    assert said.startswith(f"The output folder cannot be written to: {tmp_path / 'runs' / 'tiny'} (")
     assert said.endswith("Choose another with --out.")
     assert file.read_text() == "in the way"
 
@@ -181,7 +179,7 @@ def test_what_cannot_be_built_is_refused_before_any_training(tmp_path, override,
 def test_a_file_that_is_no_network(tmp_path, name):
     (tmp_path / name).write_text("no network")
     said = refusal(tiny(tmp_path, f"teacher={{path: '{tmp_path / name}'}}"), tmp_path / "runs")
-    assert said.startswith(f"teacher.path: {tmp_path / name} is not a network saved by Keras (.keras): ")
+    assert said.startswith(f"teacher.path: {tmp_path / name} is not a .keras file. ")
 
 
 def test_a_teacher_that_gives_probabilities(tmp_path):
@@ -218,6 +216,7 @@ def test_a_teacher_whose_logits_nobody_compares(tmp_path, last):
 # --- what fails ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite(tmp_path):
     path = tmp_path / "teacher.keras"
     models.wide_resnet(10, 0.5, image_shape=(8, 8, 1)).save(path)

@@ -8,13 +8,13 @@ import sys
 import keras
 import numpy as np
 import pytest
-from tiny_experiment import SAVING_WARNING, Listener, assert_same_run, history_of, tiny, weights_of
+from tiny_experiment import Listener, assert_same_run, history_of, tiny, weights_of
 
 from spkd_keras import models
 from spkd_keras.distiller import Distiller
 from spkd_keras.training import run, run_experiment
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(SAVING_WARNING)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

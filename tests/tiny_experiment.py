@@ -9,8 +9,6 @@ import numpy as np
 from spkd_keras.experiment import load_experiment
 from spkd_keras.observer import Observer
 
-# Keras 3.15.1 saves through np.array(variable), which NumPy 2.4 warns about.
-SAVING_WARNING = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 # 898 digits: 90 to validate on, and a tenth of the other 808 to train on.
 TRAIN_IMAGES = 81
 TINY = """

@@ -8,6 +8,8 @@ if keras.config.backend() != "tensorflow":
         "Set the environment variable KERAS_BACKEND=tensorflow."
     )
 
+import spkd_keras.losses
+import spkd_keras.optimizers  # noqa: F401 - a saved Distiller names its classes
 from spkd_keras.distiller.model import Distiller
 from spkd_keras.distiller.term import Term
 

@@ -12,10 +12,10 @@ import tensorflow as tf
 class TrainingGuard(keras.callbacks.Callback):
     """Stops a training that cannot work, with an error that says why.
 
-    It looks once after the first step and once after each epoch, so that no step waits for it.
+    It looks once after each epoch, so that no step waits for it.
 
     Raises:
-        ValueError: if the data are empty, or every batch has one image and a term compares the images of a batch.
+        ValueError: if there are no data, or every batch has one image and a term compares the images of a batch.
         FloatingPointError: if the loss or a term of an epoch is not finite.
     """
 
@@ -23,25 +23,17 @@ class TrainingGuard(keras.callbacks.Callback):
         super().__init__()
         self.relational_terms = relational_terms
         self.term_names = term_names
-        self.first_step_seen = False
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Compares the number of images with the number of steps, once."""
-        del logs
-        if self.first_step_seen:
-            return
-        self.first_step_seen = True
-        images = int(self.model.examples_seen())
-        if self.relational_terms and images <= batch + 1:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Looks at the size of the batches and for values that are not finite."""
+        images_a_batch = self.model.images_a_batch()
+        if images_a_batch == 0:
+            raise ValueError("The training data must have at least one batch. Received: none.")
+        if self.relational_terms and images_a_batch <= 1:
             raise ValueError(
                 "Batches must have at least two images, since these terms compare the images of a batch: "
                 f"{', '.join(self.relational_terms)}. Received: batches of one. Raise the batch size."
             )
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks for values that are not finite."""
-        if not self.first_step_seen:
-            raise ValueError("The training data must have at least one batch. Received: none.")
         values = {name: float((logs or {}).get(name, 0.0)) for name in (*self.term_names, "student_loss", "loss")}
         bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
         if bad:

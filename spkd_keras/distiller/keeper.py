@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from spkd_keras.distiller.term import Term
+
 
 class StudentKeeper(keras.Model):
     """A model whose attribute `teacher`, a property of the subclass, is neither trained nor saved with it.
@@ -53,3 +55,23 @@ class StudentKeeper(keras.Model):
         weights = {id(weight) for weight in self.weights}
         random_state = [variable for variable in self.variables if id(variable) not in weights]
         return [*self.term_weights.values(), *random_state]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration: the student and the terms, and of the teacher its fingerprint alone."""
+        return {
+            "name": self.name,
+            "student": keras.saving.serialize_keras_object(self.student),
+            "terms": [term.get_config() for term in self.terms],
+            "student_loss_weight": self.student_loss_weight,
+            "teacher_dtype": self.teacher_dtype,
+            "evaluate_terms": self.evaluate_terms,
+            "teacher_fingerprint": self.teacher_fingerprint,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "StudentKeeper":
+        """Returns a Distiller without its teacher."""
+        config = dict(config)
+        config["student"] = keras.saving.deserialize_keras_object(config["student"])
+        config["terms"] = [Term.from_config(term) for term in config["terms"]]
+        return cls(teacher=None, **config)

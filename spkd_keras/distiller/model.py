@@ -1,5 +1,6 @@
 """The Distiller: a Keras model that trains a student on labels and on a teacher."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,14 @@ from spkd_keras.distiller.keeper import StudentKeeper
 from spkd_keras.distiller.term import Term, named
 from spkd_keras.distiller.wiring import Wiring, check_arguments
 
-RESERVED_NAMES = ("loss", "student_loss", "accuracy", "learning_rate", "epoch")  # of the logs and of a history's rows
+RESERVED_NAMES = (
+    "loss",
+    "student_loss",
+    "images",
+    "accuracy",
+    "learning_rate",
+    "epoch",
+)  # of the logs and of a history's rows
 
 
 @keras.saving.register_keras_serializable("spkd_keras")
@@ -92,7 +100,9 @@ class Distiller(StudentKeeper):
             )
             for name, term in named_terms.items()
         }
-        self._trackers = {name: keras.metrics.Mean(name=name) for name in ("student_loss", *self.term_weights)}
+        self._trackers = {
+            name: keras.metrics.Mean(name=name) for name in ("images", "student_loss", *self.term_weights)
+        }
         self.built = True
 
     # --- the teacher and the terms ---------------------------------------------------------------------------------
@@ -148,7 +158,8 @@ class Distiller(StudentKeeper):
             optimizer: as in Keras.
             loss: the student's loss on the labels; may be None only if `student_loss_weight` is 0.
             *args: as in Keras.
-            auto_scale_loss: whether to scale the loss dynamically if any layer of the student computes in float16.
+            auto_scale_loss: whether to scale the loss dynamically if a layer of the student, or an adapter, computes in
+                float16.
             **kwargs: as in Keras.
 
         Raises:
@@ -161,7 +172,7 @@ class Distiller(StudentKeeper):
                 "Only a Distiller with student_loss_weight=0 trains without one."
             )
         optimizer = keras.optimizers.get(optimizer)
-        float16 = any(layer.compute_dtype == "float16" for layer in self.student._flatten_layers())
+        float16 = any(layer.compute_dtype == "float16" for layer in self._flatten_layers(include_self=False))
         if auto_scale_loss and float16 and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer, loss, *args, auto_scale_loss=False, **kwargs)
@@ -179,6 +190,7 @@ class Distiller(StudentKeeper):
         epochs: int = 1,
         verbose: Any = "auto",
         callbacks: Any = None,
+        *args: Any,
         **kwargs: Any,
     ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does.
@@ -196,12 +208,22 @@ class Distiller(StudentKeeper):
             )
         guard = TrainingGuard(relational, list(self.term_weights))
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(guard)
+            guard.set_model(self)
+            callbacks.callbacks.insert(0, guard)
         else:
             # First, so that no other callback saves what the guard refuses.
             callbacks = [guard, *keras.tree.flatten(callbacks or [])]
         with clear_label_errors(taps.num_classes(self.student)):
-            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates the student as `keras.Model.evaluate` does, and the terms if `evaluate_terms` is set.
+
+        Raises:
+            ValueError: if labels are outside the classes, or there is nothing to evaluate.
+        """
+        with clear_label_errors(taps.num_classes(self.student)):
+            return super().evaluate(*args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One optimizer step: one pass of each network, the teacher outside of the gradient tape."""
@@ -224,18 +246,24 @@ class Distiller(StudentKeeper):
                 losses |= self._term_values(teacher_taps, student_taps, training=True)
             objective = self._objective(losses, self.student_loss_weight)
             scaled = self.optimizer.scale_loss(objective)
+        if self.trainable_variables:
+            self._apply_gradients(tape, scaled)
+        else:
+            warnings.warn("The student has no trainable weights, so `fit` changes nothing.", stacklevel=2)
+        return self._logs(x, y, y_pred, sample_weight, objective, losses)
+
+    def _apply_gradients(self, tape: tf.GradientTape, loss: Any) -> None:
         variables = self.trainable_variables
-        pairs = list(zip(tape.gradient(scaled, variables), variables, strict=True))
+        pairs = list(zip(tape.gradient(loss, variables), variables, strict=True))
         if not self.student_loss_weight:
             # The layers behind the last tap have no gradient then, and none is meant.
             pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
         self.optimizer.apply_gradients(pairs)
-        return self._logs(x, y, y_pred, sample_weight, objective, losses)
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """Evaluates the student; runs the teacher only if `evaluate_terms` is set."""
+        """Evaluates the student; runs the teacher only if `evaluate_terms` is set and there is one."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with_terms = self.evaluate_terms and bool(self.terms)
+        with_terms = self.evaluate_terms and bool(self.terms) and self.teacher is not None
         y_pred, student_taps = self._wiring.run_student(x, training=False, with_taps=with_terms)
         losses = self._compiled_loss(y, y_pred, sample_weight)
         if with_terms:
@@ -269,7 +297,7 @@ class Distiller(StudentKeeper):
             weight = student_loss_weight if name == "student_loss" else self.term_weights[name]
             # A weight of 0 that will stay 0 must not turn a loss that is not finite into NaN.
             if not (isinstance(weight, float) and weight == 0):
-                total = total + ops.cast(weight, value.dtype) * value
+                total = total + ops.cast(weight, total.dtype) * ops.cast(value, total.dtype)
         for added in self.losses:
             total = total + ops.sum(ops.cast(added, total.dtype))
         return total
@@ -280,6 +308,7 @@ class Distiller(StudentKeeper):
         """Updates the metrics, weighting the losses by the number of images, and returns those that have a value."""
         images = ops.shape(keras.tree.flatten(x)[0])[0]
         self._loss_tracker.update_state(objective, sample_weight=images)
+        self._trackers["images"].update_state(images)
         for name, value in losses.items():
             self._trackers[name].update_state(value, sample_weight=images)
         own = {"loss", *self._trackers}
@@ -288,6 +317,12 @@ class Distiller(StudentKeeper):
             results = self.get_metrics_result()
             return {name: results[name] for name in valued}
         results = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        taken = own & {metric.name for metric in getattr(self._compile_metrics, "metrics", ())}
+        if taken:
+            raise ValueError(
+                f"A term and a compiled metric must have different names. Received: {', '.join(sorted(taken))} "
+                "for both. Give the term another `name`."
+            )
         return {name: value for name, value in results.items() if name in valued or name not in own}
 
     @property
@@ -295,28 +330,6 @@ class Distiller(StudentKeeper):
         """All metrics, without the compiled ones as long as no labels were seen."""
         return [m for m in super().metrics if m is not self._compile_metrics or m.built]
 
-    def examples_seen(self) -> float:
-        """Returns the number of images since the epoch (or the evaluation) began."""
-        return float(tf.convert_to_tensor(self._loss_tracker.count.value))
-
-    # --- saving ----------------------------------------------------------------------------------------------------
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the configuration: the student and the terms, and of the teacher its fingerprint alone."""
-        return {
-            "name": self.name,
-            "student": keras.saving.serialize_keras_object(self.student),
-            "terms": [term.get_config() for term in self.terms],
-            "student_loss_weight": self.student_loss_weight,
-            "teacher_dtype": self.teacher_dtype,
-            "evaluate_terms": self.evaluate_terms,
-            "teacher_fingerprint": self.teacher_fingerprint,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Distiller":
-        """Returns a Distiller without its teacher."""
-        config = dict(config)
-        config["student"] = keras.saving.deserialize_keras_object(config["student"])
-        config["terms"] = [Term.from_config(term) for term in config["terms"]]
-        return cls(teacher=None, **config)
+    def images_a_batch(self) -> float:
+        """Returns the mean number of images in the batches since the epoch (or the evaluation) began; 0 for none."""
+        return float(self._trackers["images"].result())

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers
 
-from spkd_keras.models.graph import input_structure, inputs_like, is_graph, replay
+from spkd_keras.models.graph import first_argument, input_structure, inputs_like, is_graph, output_operation, replay
 
+UNCHANGING = ("Identity", "Reshape", "Flatten")  # operations that leave probabilities what they are
 POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten)
 
 
@@ -75,6 +76,8 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
     if default_tap == "last_stage" and stages:
         return (Tap(stages[-1][1]),)
     pooling = [path for path, layer in paths.items() if isinstance(layer, POOLING)]
+    # A flatten behind a global pooling has no positions left to flatten.
+    pooling = [path for path in pooling if has_positions(paths[path].input)] or pooling
     if default_tap == "last_stage" and pooling:
         return (Tap(pooling[-1], is_input=True),)
     raise ValueError(
@@ -92,21 +95,22 @@ def _unknown_layer(name: str, paths: list[str], role: str, model_name: str) -> s
     return f"The {role} '{model_name}' has no layer '{name}'. {hint}"
 
 
-def tapped(model: keras.Model, taps: Sequence[Tap]) -> Any:
-    """Returns a model with the same layers and weights that gives the values at the taps, as a list.
+def tapped(model: keras.Model, taps: Sequence[Tap], with_output: bool = False) -> Any:
+    """Returns a model with the same layers and weights that gives `{"taps": [value, ...]}`.
 
     Layers that no tap depends on are not run. Nested models on the way to a tap are entered; the others are called as
-    they are. The given model is not changed.
+    they are. The given model computes what it did before.
 
     Args:
         model: functional or Sequential; any built model if every tap is its output.
         taps: as `resolve` gives them.
+        with_output: whether to give the model's own output too, under "output".
 
     Raises:
         ValueError: if a tapped layer is called more than once in the model, so that its output is ambiguous.
     """
     if not is_graph(model):
-        return _OutputOnly(model)  # `resolve` gave nothing but the output
+        return _OutputOnly(model, len(taps))  # `resolve` gave nothing but the output
     found: dict[Tap, list[Any]] = {tap: [] for tap in taps}
     inputs = inputs_like(input_structure(model))
     outputs = replay(model, inputs, _recorder(found, prefix=""))
@@ -119,8 +123,12 @@ def tapped(model: keras.Model, taps: Sequence[Tap]) -> Any:
                 "ambiguous. Name a layer that is called once."
             )
         if not isinstance(tensors[0], keras.KerasTensor):
-            raise ValueError(f"The {tap} of '{model.name}' must be one tensor to be compared.")
-    return keras.Model(inputs, [found[tap][0] for tap in taps], name=f"{model.name}_tapped")
+            raise ValueError(
+                f"The {tap} of '{model.name}' must be one tensor to be compared. Received: {len(tensors[0])}. "
+                "Name the layer that gives the one that is meant."
+            )
+    results = {"taps": [found[tap][0] for tap in taps]}
+    return keras.Model(inputs, results | ({"output": outputs} if with_output else {}), name=f"{model.name}_tapped")
 
 
 def _recorder(found: dict[Tap, list[Any]], prefix: str) -> Callable[..., Any]:
@@ -132,42 +140,44 @@ def _recorder(found: dict[Tap, list[Any]], prefix: str) -> Callable[..., Any]:
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         path = prefix + layer.name
         if is_graph(layer) and any(tap.path.startswith(f"{path}/") for tap in found):
-            outputs = replay(layer, args[0], _recorder(found, prefix=f"{path}/"))
+            outputs = replay(layer, first_argument(args, kwargs), _recorder(found, prefix=f"{path}/"))
         else:
             outputs = layer(*args, **kwargs)
         if Tap(path) in found:
             found[Tap(path)].append(outputs)
         if Tap(path, is_input=True) in found:
-            found[Tap(path, is_input=True)].append(args[0])
+            found[Tap(path, is_input=True)].append(first_argument(args, kwargs))
         return outputs
 
     return call
 
 
 class _OutputOnly:
-    """A model whose inside cannot be reached, with its output as a list."""
+    """A model whose inside cannot be reached, in the form of a tapped one."""
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, count: int) -> None:
         self.model = model
+        self.count = count
 
-    def __call__(self, x: Any, training: bool) -> list[Any]:
-        return [self.model(x, training=training)]
+    def __call__(self, x: Any, training: bool) -> dict[str, Any]:
+        output = self.model(x, training=training)
+        return {"taps": [output] * self.count, "output": output}
 
 
 def shape(tapped_model: Any, places: Sequence[Tap], group: Sequence[Tap]) -> Any:
     """Returns the shape of a tap, or the list of shapes of several; None where the model's inside cannot be reached."""
     if isinstance(tapped_model, _OutputOnly):
         return None
-    shapes = [tuple(tapped_model.outputs[places.index(tap)].shape) for tap in group]
+    shapes = [tuple(tapped_model.output["taps"][places.index(tap)].shape) for tap in group]
     return shapes[0] if len(shapes) == 1 else shapes
 
 
 def zeros(tapped_model: Any) -> list[Any] | None:
     """Returns zeros for two images at every tap; None where a size is open or the model's inside cannot be reached."""
-    shapes = [] if isinstance(tapped_model, _OutputOnly) else [output.shape[1:] for output in tapped_model.outputs]
-    if not shapes or any(None in shape for shape in shapes):
+    if isinstance(tapped_model, _OutputOnly):
         return None
-    return [keras.ops.zeros((2, *shape)) for shape in shapes]
+    shapes = [output.shape[1:] for output in tapped_model.output["taps"]]
+    return None if any(None in shape for shape in shapes) else [keras.ops.zeros((2, *shape)) for shape in shapes]
 
 
 def num_classes(model: keras.Model) -> int | None:
@@ -175,13 +185,22 @@ def num_classes(model: keras.Model) -> int | None:
     return model.outputs[0].shape[-1] if is_graph(model) else None
 
 
-def gives_probabilities(model: keras.Model) -> bool:
-    """Whether the last operation of a functional or Sequential model is a softmax or a sigmoid."""
-    if not is_graph(model):
+def has_positions(activations: Any) -> bool:
+    """Whether these are activations at more than one position of the image."""
+    return len(activations.shape) == 4 and tuple(activations.shape[1:3]) != (1, 1)
+
+
+def gives_probabilities(model: keras.Model, tap: Tap) -> bool:
+    """Whether the last operation before a tap is a softmax or a sigmoid, as far as can be seen from outside."""
+    if not is_graph(model) or tap.is_input:
         return False
-    last = model.outputs[0]._keras_history.operation
+    last = output_operation(model) if tap == LOGITS else dict(layer_paths(model))[tap.path]
+    while type(last).__name__ in UNCHANGING or getattr(last, "activation", None) is keras.activations.linear:
+        if isinstance(last, layers.Dense | layers.Conv2D):
+            return False
+        last = last.input._keras_history.operation
     if is_graph(last):
-        return gives_probabilities(last)
+        return gives_probabilities(last, LOGITS)
     activation = getattr(last, "activation", None)
     return type(last).__name__ in ("Softmax", "Sigmoid") or activation in (
         keras.activations.softmax,

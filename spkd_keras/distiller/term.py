@@ -3,11 +3,14 @@
 import dataclasses
 import itertools
 import math
+import numbers
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+
+from spkd_keras.losses.base import snake_case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Term:
         student: the same for the student; as many names as `teacher`, paired by position.
         name: under which the term's value is logged; default is the loss' class name in snake case, made unique in
             its Distiller by a suffix `_2`.
-        adapter: a serialisable layer put on the student's tap, trained with the student and not exported. None is
-            what the loss' `default_adapter` gives, which is nothing for most.
+        adapter: a serialisable layer of which the Distiller puts a copy on the student's tap, trained with the student
+            and not exported. None is what the loss' `default_adapter` gives, which is nothing for most.
 
     Raises:
         ValueError: if an argument has the wrong type or is out of range.
@@ -48,7 +51,7 @@ class Term:
                 "`loss` of a Term must reduce to one number: reduction='sum_over_batch_size'. "
                 f"Received: reduction={self.loss.reduction!r}."
             )
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
+        if isinstance(self.weight, bool) or not isinstance(self.weight, numbers.Real):
             raise ValueError(f"`weight` of a Term must be a number. Received: weight={self.weight!r}.")
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"`weight` of a Term must be finite and at least 0. Received: weight={self.weight}.")
@@ -84,7 +87,7 @@ class Term:
         """Returns a configuration that `from_config` takes, with the loss and the adapter serialised."""
         return {
             "loss": keras.saving.serialize_keras_object(self.loss),
-            "weight": self.weight,
+            "weight": float(self.weight),
             "teacher": list(self.teacher) if isinstance(self.teacher, tuple) else self.teacher,
             "student": list(self.student) if isinstance(self.student, tuple) else self.student,
             "name": self.name,
@@ -115,8 +118,8 @@ def named(terms: Sequence[Term], reserved: Sequence[str]) -> dict[str, Term]:
     Raises:
         ValueError: if something else than a Term is among them, or a given name is reserved, there twice, or no word.
     """
-    for term in terms:
-        if not isinstance(term, Term):
+    for term in terms if isinstance(terms, Sequence) else [terms]:
+        if not isinstance(term, Term) or not isinstance(terms, Sequence):
             raise ValueError(f"`terms` must be a list of Term. Received: {term!r}. Write Term(loss, weight=...).")
     taken = list(reserved)
     for name in (term.name for term in terms if term.name is not None):
@@ -135,6 +138,6 @@ def named(terms: Sequence[Term], reserved: Sequence[str]) -> dict[str, Term]:
 
 
 def _free_name(term: Term, taken: Sequence[str]) -> str:
-    base = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(term.loss).__name__).lower()
+    base = snake_case(type(term.loss).__name__)
     candidates = (f"{base}_{index}" if index > 1 else base for index in itertools.count(1))
     return next(name for name in candidates if name not in taken)

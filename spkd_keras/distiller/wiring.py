@@ -1,6 +1,8 @@
 """How the terms are connected to the two networks."""
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,10 +43,8 @@ class Wiring:
         self.student_taps = [
             taps.resolve(student, term.student, term.default_tap, "student") for term in terms.values()
         ]
-        self._student_places = list(
-            dict.fromkeys([taps.LOGITS, *(tap for group in self.student_taps for tap in group)])
-        )
-        self._tapped_student: Any = taps.tapped(student, self._student_places) if terms else None
+        self._student_places = list(dict.fromkeys(tap for group in self.student_taps for tap in group))
+        self._tapped_student: Any = taps.tapped(student, self._student_places, with_output=True) if terms else None
         self.teacher_taps: list[tuple[taps.Tap, ...]] = []
         self._teacher_places: list[taps.Tap] = []
         self._tapped_teacher: Any = None
@@ -60,6 +60,12 @@ class Wiring:
             return
         if not isinstance(teacher, keras.Model) or not teacher.built:
             raise ValueError(f"`teacher` must be a built keras.Model. Received: {teacher!r}.")
+        shared = {id(weight) for weight in teacher.weights} & {id(weight) for weight in self.student.trainable_weights}
+        if shared:
+            raise ValueError(
+                f"`teacher` and `student` must not share weights that are trained. Received: {len(shared)} such. "
+                "Copy the teacher (keras.models.clone_model and set_weights) or freeze the layers."
+            )
         fingerprint = models.fingerprint(teacher)
         if self.fingerprint not in (None, fingerprint):
             raise ValueError(
@@ -97,7 +103,7 @@ class Wiring:
             ("teacher", teacher, from_teacher),
             ("student", self.student, from_student),
         ):
-            if places == (taps.LOGITS,) and taps.gives_probabilities(model):
+            if any(taps.gives_probabilities(model, place) for place in places):
                 raise ValueError(
                     f"The term '{term.name}' compares logits. Received: a {role} '{model.name}' that ends in a softmax "
                     "or sigmoid and so gives probabilities. Remove that activation, or name the layer before it: "
@@ -126,9 +132,9 @@ class Wiring:
                 teacher_shape = taps.shape(self._tapped_teacher, self._teacher_places, self.teacher_taps[index])
                 adapter = term.loss.default_adapter(teacher_shape, student_shape)
             if adapter is not None:
-                if not adapter.built:
-                    adapter.build(student_shape)
-                adapters[name] = adapter
+                # A copy, so that no other Distiller trains it.
+                adapters[name] = type(adapter).from_config(adapter.get_config())
+                adapters[name].build(student_shape)
         self.terms = {name: dataclasses.replace(term, adapter=adapters.get(name)) for name, term in self.terms.items()}
         return adapters
 
@@ -164,14 +170,14 @@ class Wiring:
                 "The terms need the teacher, which is not saved with the Distiller. Hand it back: "
                 f"distiller.teacher = teacher (fingerprint {self.fingerprint})."
             )
-        return [tf.stop_gradient(value) for value in keras.tree.flatten(self._tapped_teacher(x, training=False))]
+        return [tf.stop_gradient(value) for value in self._tapped_teacher(x, training=False)["taps"]]
 
     def run_student(self, x: Any, training: bool, with_taps: bool) -> tuple[Any, list[Any]]:
         """Runs the student once; returns its output and the values at its taps."""
         if not with_taps:
             return self.student(x, training=training), []
-        values = keras.tree.flatten(self._tapped_student(x, training=training))
-        return values[0], values
+        results = self._tapped_student(x, training=training)
+        return results["output"], results["taps"]
 
     def pairs(self, teacher_values: list[Any], student_values: list[Any]) -> Iterator[tuple[str, Any, Any]]:
         """Yields each term's name and what its loss gets: two tensors, or two lists for a loss over several layers."""
@@ -207,7 +213,8 @@ def check_arguments(
         raise ValueError("`teacher` and `student` must be two models: the student's weights change.")
     if terms and teacher is None and teacher_fingerprint is None:
         raise ValueError(f"`teacher` must be a model, since there are terms: {', '.join(terms)}.")
-    if not student_loss_weight >= 0:
-        raise ValueError(f"`student_loss_weight` must be at least 0. Received: {student_loss_weight}.")
+    number = isinstance(student_loss_weight, numbers.Real) and not isinstance(student_loss_weight, bool)
+    if not number or not 0 <= student_loss_weight < math.inf:
+        raise ValueError(f"`student_loss_weight` must be finite and at least 0. Received: {student_loss_weight!r}.")
     if not student_loss_weight and not terms:
         raise ValueError("There is nothing to train on: `student_loss_weight` is 0 and there are no terms.")

@@ -10,6 +10,17 @@ from spkd_keras.experiment.problems import ExperimentError, shown, validated
 from spkd_keras.experiment.schema import Experiment
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which takes the last of several equal keys in silence, made to refuse them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key `{key}` is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Reads and checks an experiment.
 
@@ -22,7 +33,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     """
     path = Path(path)
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         near = [f"{other.parent / other.stem}{other.suffix}" for other in sorted(path.parent.glob("*.y*ml"))]
         hint = f" There is {', '.join(near)}." if near else ""

@@ -1,5 +1,6 @@
 """What every distillation loss has in common."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -38,7 +39,8 @@ class DistillationLoss(keras.losses.Loss):
     def __init__(
         self, reduction: str | None = "sum_over_batch_size", name: str | None = None, dtype: Any = None
     ) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        # Keras would number the losses of a process.
+        super().__init__(name=name or snake_case(type(self).__name__), reduction=reduction, dtype=dtype)
         if self.dtype not in ("float32", "float64"):
             raise ValueError(
                 "`dtype` of a distillation loss must be 'float32' or 'float64', whatever the dtype policy of "
@@ -65,6 +67,11 @@ class DistillationLoss(keras.losses.Loss):
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration; unlike Keras' own (3.15), it keeps the dtype."""
         return {**super().get_config(), "dtype": self.dtype}
+
+
+def snake_case(name: str) -> str:
+    """Returns a class' name in snake case."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def at_least_float32(*tensors: Any) -> list[Any]:

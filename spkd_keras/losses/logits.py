@@ -1,6 +1,7 @@
 """Losses on the logits."""
 
 import math
+import numbers
 from typing import Any
 
 import keras
@@ -62,9 +63,10 @@ class SoftTargets(DistillationLoss):
 
     def __init__(self, temperature: float = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 < temperature < math.inf:
+        number = isinstance(temperature, numbers.Real) and not isinstance(temperature, bool)
+        if not number or not 0 < temperature < math.inf:
             raise ValueError(
-                f"`temperature` must be finite and above 0, for example 4.0. Received: temperature={temperature}."
+                f"`temperature` must be finite and above 0, for example 4.0. Received: temperature={temperature!r}."
             )
         self.temperature = float(temperature)
 

@@ -1,6 +1,7 @@
 """The functional pieces that every network is made of."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,11 +32,11 @@ def check_arguments(
     Raises:
         ValueError: if one of them is out of range.
     """
-    if not 0 < width < math.inf:
-        raise ValueError(f"`width` must be finite and above 0, for example 1 or 0.5. Received: width={width}.")
-    if num_classes < 2:
-        raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}.")
-    shape = tuple(image_shape)
+    if isinstance(width, bool) or not isinstance(width, numbers.Real) or not 0 < width < math.inf:
+        raise ValueError(f"`width` must be finite and above 0, for example 1 or 0.5. Received: width={width!r}.")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral) or num_classes < 2:
+        raise ValueError(f"`num_classes` must be an integer of at least 2. Received: num_classes={num_classes!r}.")
+    shape = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
     if len(shape) != 3 or not all(isinstance(side, int | np.integer) and side > 0 for side in shape):
         raise ValueError(
             "`image_shape` must be (height, width, channels), for example (32, 32, 3). "
@@ -66,11 +67,12 @@ def image_input(image_shape: tuple[int, int, int], mean: PixelStatistics, std: P
         mean, std = 127.5, 127.5
     per_channel = {}
     for name, given in (("mean", mean), ("std", std)):
-        values = np.asarray(given, "float64").flatten().tolist()
-        if len(values) not in (1, image_shape[-1]):
+        values = np.asarray(given).flatten().tolist()
+        numeric = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        if not numeric or len(values) not in (1, image_shape[-1]):
             raise ValueError(
                 f"`{name}` must be one number or one for each of the {image_shape[-1]} channels. "
-                f"Received: {name}={values}."
+                f"Received: {name}={given!r}."
             )
         per_channel[name] = values * (image_shape[-1] // len(values))
     if not min(per_channel["std"]) > 0:
@@ -102,6 +104,8 @@ def batch_normalization(x: Any, *, synchronized: bool | None, name: str) -> Any:
     PyTorch's momentum of 0.1 is Keras' 0.9. `synchronized=None` synchronises the statistics across replicas when
     the network is built under a strategy that has several.
     """
+    if synchronized not in (None, True, False):
+        raise ValueError(f"`synchronized` must be True, False or None. Received: synchronized={synchronized!r}.")
     if synchronized is None:
         synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized, name=name)(x)

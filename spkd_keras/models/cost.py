@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from spkd_keras.models.graph import input_structure, inputs_like, is_graph, replay
+from spkd_keras.models.graph import first_argument, input_structure, inputs_like, is_graph, replay
 
 
 def multiply_adds(model: keras.Model) -> int:
@@ -33,16 +33,16 @@ def multiply_adds(model: keras.Model) -> int:
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal total
         if is_graph(layer):
-            return replay(layer, args[0], call)
+            return replay(layer, first_argument(args, kwargs), call)
         outputs = layer(*args, **kwargs)
-        total += _of_layer(layer, args, outputs)
+        total += _of_layer(layer, first_argument(args, kwargs), outputs)
         return outputs
 
     replay(model, inputs_like(input_structure(model)), call)
     return total
 
 
-def _of_layer(layer: Any, args: Any, outputs: Any) -> int:
+def _of_layer(layer: Any, inputs: Any, outputs: Any) -> int:
     """A convolution uses its kernel once for each output position; a transposed one for each input position."""
     if isinstance(layer, layers.SeparableConv2D):
         kernels = [layer.depthwise_kernel, layer.pointwise_kernel]
@@ -50,7 +50,7 @@ def _of_layer(layer: Any, args: Any, outputs: Any) -> int:
         kernels = [layer.kernel]
     else:
         return 0
-    shape = args[0].shape if isinstance(layer, layers.Conv2DTranspose) else outputs.shape
+    shape = inputs.shape if isinstance(layer, layers.Conv2DTranspose) else outputs.shape
     channels_first = getattr(layer, "data_format", None) == "channels_first"
     positions = shape[2:] if channels_first else shape[1:-1]
     if None in positions:

@@ -7,14 +7,19 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
-IGNORED = ("name", "trainable", "dtype")
+# Settings that decide what the usual layers compute, beside their weights. Names, dtype policies, `trainable` flags and
+# what only matters in training are not among them, nor is what another version of Keras may add.
+SETTINGS = (
+    *("activation", "axis", "data_format", "dilation_rate", "epsilon", "groups", "interpolation", "keepdims", "mean"),
+    *("negative_slope", "max_value", "offset", "padding", "pool_size", "scale", "size", "strides", "target_shape"),
+    *("threshold", "variance"),
+)
 
 
 def fingerprint(model: keras.Model) -> str:
-    """Digest of what a network computes: its weights, and the settings of the layers that have none.
+    """Digest of a network: its weights, and the kind and the `SETTINGS` of its layers.
 
-    Names, dtype policies and `trainable` flags do not count, so that a network keeps its fingerprint when it is frozen,
-    saved and loaded.
+    A network keeps its fingerprint when it is frozen, renamed, saved and loaded.
 
     Args:
         model: a built model.
@@ -27,12 +32,10 @@ def fingerprint(model: keras.Model) -> str:
         digest.update(f"{tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(np.ascontiguousarray(weight).tobytes())
     for layer in _inner_layers(model):
-        if not layer.weights:
-            config = {key: value for key, value in layer.get_config().items() if key not in IGNORED}
-            settings = json.dumps(
-                [type(layer).__name__, config], sort_keys=True, default=lambda value: str(type(value))
-            )
-            digest.update(settings.encode())
+        config = layer.get_config()
+        chosen = {name: config[name] for name in SETTINGS if name in config}
+        settings = json.dumps([type(layer).__name__, chosen], sort_keys=True, default=lambda value: str(type(value)))
+        digest.update(settings.encode())
     return digest.hexdigest()[:32]
 
 

@@ -9,9 +9,11 @@ from keras import layers
 
 def is_graph(layer: Any) -> bool:
     """Whether this is a functional or a built Sequential model, whose inner layers can be reached."""
-    if isinstance(layer, keras.Sequential):
-        return layer.built
-    return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))
+    if not isinstance(layer, keras.Model) or not layer.built:
+        return False
+    # A subclass may be built from inputs and outputs and still compute something else.
+    own = next(kind for kind in type(layer).__mro__ if "call" in vars(kind))
+    return own.__module__.startswith("keras.") and bool(getattr(layer, "inputs", None))
 
 
 def inputs_like(tensors: Any) -> Any:
@@ -22,6 +24,17 @@ def inputs_like(tensors: Any) -> Any:
 def input_structure(model: keras.Model) -> Any:
     """Returns the model's own symbolic inputs; `input` of a Sequential in another model is that model's tensor."""
     return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+
+def output_operation(model: keras.Model) -> Any:
+    """Returns the layer or operation that gives a model's (first) output; of a nested model, the one in it."""
+    last = model.outputs[0]._keras_history.operation
+    return output_operation(last) if is_graph(last) else last
+
+
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Returns what a layer is called on, by position or by name."""
+    return (*args, *kwargs.values())[0]
 
 
 def replay(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:

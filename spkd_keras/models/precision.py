@@ -5,6 +5,8 @@ from typing import Any
 import keras
 from keras import layers
 
+from spkd_keras.models.graph import is_graph, output_operation
+
 # Weights stay in float32 and are cast where they are used, so that nothing is rounded twice.
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
@@ -23,7 +25,7 @@ def in_precision(model: keras.Model, dtype: str) -> keras.Model:
     """
     if dtype not in PRECISIONS:
         raise ValueError(f"The dtype must be one of {', '.join(PRECISIONS)}. Received: {dtype!r}.")
-    last = getattr(model, "outputs", None) and model.outputs[0]._keras_history.operation
+    last = output_operation(model) if is_graph(model) else None
 
     def copy_layer(layer: Any) -> Any:
         if not isinstance(layer, layers.Layer):  # an operation of keras.ops has no weights and no policy

@@ -54,7 +54,7 @@ def wide_resnet(
     Reference: Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016.
     """
     if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
-        raise ValueError(f"`depth` must be 6n + 4, for example 16 or 40. Received: depth={depth}.")
+        raise ValueError(f"`depth` must be 6n + 4, for example 16 or 40. Received: depth={depth!r}.")
     shape = blocks.check_arguments(width, num_classes, image_shape, total_stride=4)
     image, x = blocks.image_input(shape, mean, std)
     x = blocks.convolution(x, 16, 3, name="stem")

@@ -1,6 +1,7 @@
 """From an experiment's words to objects: data, networks, terms."""
 
 import inspect
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,9 +65,14 @@ def build_network(spec: Network, images: data.Images, role: str) -> keras.Model:
                 f"{role}: `num_classes` must be {classes}, the number of classes of the data. "
                 f"Received: {network.output_shape[-1]}. Leave it out."
             )
-    expected = tuple(network.input_shape[1:])
-    if len(expected) != 3 or any(side not in (None, given) for side, given in zip(expected, shape, strict=True)):
-        raise ExperimentError(f"{role}: '{network.name}' takes images of shape {expected}. Received: {tuple(shape)}.")
+    inputs = [tuple(tensor.shape[1:]) for tensor in network.inputs]
+    if (
+        len(inputs) != 1
+        or len(inputs[0]) != 3
+        or any(a not in (None, b) for a, b in zip(inputs[0], shape, strict=True))
+    ):
+        wanted = " and ".join(map(str, inputs))
+        raise ExperimentError(f"{role}: '{network.name}' takes images of shape {wanted}. Received: {tuple(shape)}.")
     return network
 
 
@@ -116,11 +122,13 @@ def check(experiment: Experiment, splits: data.Splits) -> None:
 def _load(path: Path, role: str) -> keras.Model:
     if not path.is_file():
         raise ExperimentError(f"{role}.path: the file does not exist: {path}. A path is relative to where spkd runs.")
+    if not zipfile.is_zipfile(path):
+        raise ExperimentError(f"{role}.path: {path} is not a .keras file. Save the network with network.save(...).")
     try:
         network = keras.saving.load_model(path, compile=False)
-    except Exception as error:  # whatever a file that is no network makes Keras raise
+    except Exception as error:  # whatever a file that is no network, or not a safe one, makes Keras raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExperimentError(f"{role}.path: {path} is not a network saved by Keras (.keras): {reason}") from error
+        raise ExperimentError(f"{role}.path: {path} cannot be loaded as a Keras network: {reason}") from error
     if isinstance(network, Distiller):
         network = network.student
     return network

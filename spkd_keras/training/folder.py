@@ -67,17 +67,20 @@ class RunFolder:
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that a folder can be made, and written to.
+    """Makes a folder and checks that files can be written to it.
 
     Raises:
         ExperimentError: if not.
     """
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        what = "cannot be written to" if nearest.is_dir() else "is not a folder"
+    probe = folder / f"{PARTIAL}probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
         raise ExperimentError(
-            f"The output folder cannot be used: {folder} ({nearest} {what}). Choose another with --out."
-        )
+            f"The output folder cannot be written to: {folder} ({error.strerror}). Choose another with --out."
+        ) from error
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -57,14 +57,15 @@ def run_experiment(experiment: Experiment, out: str | Path = "runs", observer: O
     every = [teacher_run, *runs] if teacher_run else runs
     for folder in every:
         folder.check_owner()
-    check_writable(root)
     finished = [folder for folder in every if folder.finished]
+    if len(finished) < len(every):
+        check_writable(root)
+        splits = build.load_data(experiment.data)
+        build.check(experiment, splits)
     observer.planned([folder.path.name for folder in every], [folder.path.name for folder in finished])
     if len(finished) == len(every):
         return root
     tf.config.experimental.enable_op_determinism()
-    splits = build.load_data(experiment.data)
-    build.check(experiment, splits)
     if teacher_run and not teacher_run.finished:
         _train(teacher_run, None, splits, observer)
     teacher = _teacher(experiment, teacher_run, splits)
@@ -87,7 +88,7 @@ def _check_teacher(teacher: keras.Model, runs: list[RunFolder]) -> None:
     fingerprint = models.fingerprint(teacher)
     for folder in runs:
         if folder.environment.exists():
-            recorded = json.loads(folder.environment.read_text(encoding="utf-8"))["teacher_fingerprint"]
+            recorded = json.loads(folder.environment.read_text(encoding="utf-8")).get("teacher_fingerprint")
             if recorded != fingerprint:
                 raise ExperimentError(
                     f"{folder.path} was distilled from another teacher, fingerprint {recorded}. Received: one with "
@@ -172,9 +173,12 @@ def _write_similarities(
     chosen = np.concatenate(
         [np.flatnonzero(test.labels == label)[: PICTURE_IMAGES // classes] for label in range(classes)]
     )
-    matrices: dict[str, Any] = {"student": _similarities(student, test.pixels[chosen])}
-    if teacher is not None:
-        matrices["teacher"] = _similarities(teacher, test.pixels[chosen])
+    networks = {"student": student, "teacher": teacher}
+    matrices: dict[str, Any] = {
+        name: _similarities(network, test.pixels[chosen])
+        for name, network in networks.items()
+        if _has_last_stage(network)
+    }
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
@@ -183,9 +187,18 @@ def _write_similarities(
     replace(folder.similarity, write)
 
 
+def _has_last_stage(network: keras.Model | None) -> bool:
+    """A teacher from a file may have none; its methods then name the layers, and the picture leaves it out."""
+    try:
+        return network is not None and bool(taps.resolve(network, None, "last_stage", "network"))
+    except ValueError:
+        return False
+
+
 def _similarities(network: keras.Model, pixels: np.ndarray) -> np.ndarray:
     place = taps.resolve(network, None, "last_stage", "network")
-    return np.asarray(similarity_matrix(keras.tree.flatten(taps.tapped(network, place)(pixels, training=False))[0]))
+    (activations,) = taps.tapped(network, place)(pixels, training=False)["taps"]
+    return np.asarray(similarity_matrix(activations))
 
 
 def _environment() -> dict[str, Any]:
