@@ -85,7 +85,7 @@ def test_run_again(ran):
     for name, summary in before.items():
         row = next(line for line in done.stdout.splitlines() if line.startswith(f"  {name.removesuffix('-seed0')} "))
         assert f" {100 * summary['test_error']:.2f} " in row
-        assert f" {summary['parameters']:,} " in row
+        assert f" {summary['parameters']:,} parameters, {summary['multiply_adds']:,} multiply-adds" in done.stdout
     assert (folder / "runs" / "tiny" / "report" / "tiny-similarity.png").is_file()
 
 

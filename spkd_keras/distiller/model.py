@@ -14,14 +14,8 @@ from spkd_keras.distiller.keeper import StudentKeeper
 from spkd_keras.distiller.term import Term, named
 from spkd_keras.distiller.wiring import Wiring, check_arguments
 
-RESERVED_NAMES = (
-    "loss",
-    "student_loss",
-    "images",
-    "accuracy",
-    "learning_rate",
-    "epoch",
-)  # of the logs and of a history's rows
+# Of the logs and of a history's rows.
+RESERVED_NAMES = ("loss", "student_loss", "images", "accuracy", "learning_rate", "epoch")
 
 
 @keras.saving.register_keras_serializable("spkd_keras")

@@ -58,8 +58,7 @@ class Wiring:
         if teacher is None:
             self.teacher = self._tapped_teacher = None
             return
-        if not isinstance(teacher, keras.Model) or not teacher.built:
-            raise ValueError(f"`teacher` must be a built keras.Model. Received: {teacher!r}.")
+        _check_built(teacher, "teacher")
         shared = {id(weight) for weight in teacher.weights} & {id(weight) for weight in self.student.trainable_weights}
         if shared:
             raise ValueError(
@@ -190,6 +189,13 @@ class Wiring:
             yield (name, teacher, student) if several else (name, teacher[0], student[0])
 
 
+def _check_built(network: Any, role: str) -> None:
+    if not isinstance(network, keras.Model) or not network.built:
+        raise ValueError(
+            f"`{role}` must be a built keras.Model. Received: {network!r}. Call it on a batch of images first."
+        )
+
+
 def check_arguments(
     teacher: keras.Model | None,
     student: keras.Model,
@@ -202,13 +208,7 @@ def check_arguments(
     Raises:
         ValueError: if one cannot work.
     """
-    for role, network in (("teacher", teacher), ("student", student)):
-        if network is None and role == "teacher":
-            continue
-        if not isinstance(network, keras.Model) or not network.built:
-            raise ValueError(
-                f"`{role}` must be a built keras.Model. Received: {network!r}. Call it on a batch of images first."
-            )
+    _check_built(student, "student")
     if teacher is student:
         raise ValueError("`teacher` and `student` must be two models: the student's weights change.")
     if terms and teacher is None and teacher_fingerprint is None:
