@@ -35,7 +35,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     try:
         plain = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
-        near = [f"{other.parent / other.stem}{other.suffix}" for other in sorted(path.parent.glob("*.y*ml"))]
+        near = sorted(str(other) for other in path.parent.glob("*.y*ml"))
         hint = f" There is {', '.join(near)}." if near else ""
         raise ExperimentError(f"The experiment file does not exist: {path}.{hint}") from None
     except (OSError, UnicodeDecodeError) as error:

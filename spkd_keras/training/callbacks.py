@@ -85,7 +85,7 @@ class Recorder(keras.callbacks.Callback):
         """Writes the epoch's row and, if it is the best, the student."""
         row = {"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}}
         best = max((old.get("val_accuracy", 0.0) for old in self.rows), default=-1.0)
-        if row.get("val_accuracy", -1.0) > best and isinstance(self.model, Distiller):
+        if row.get("val_accuracy", -1.0) > best:
             save_network(self.folder.best, self.model.student)
         self.rows.append(row)
         text = io.StringIO()

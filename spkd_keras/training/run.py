@@ -136,7 +136,7 @@ def _train(folder: RunFolder, teacher: keras.Model | None, splits: data.Splits, 
 def _summary(
     folder: RunFolder, teacher: keras.Model | None, student: keras.Model, splits: data.Splits, recorder: Recorder
 ) -> dict[str, Any]:
-    """What a run came to. Errors are fractions; the test images are looked at here for the first time."""
+    """What a run came to. Errors are fractions; the test labels are read here, once."""
     experiment = folder.experiment
     best = keras.saving.load_model(folder.best) if folder.best.exists() else None
     images = experiment.schedule.epochs * len(splits.train)
