@@ -1,0 +1,107 @@
+"""What a Distiller refuses, when constructed and when trained."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from networks import images, small_network
+from test_distiller import SP, distiller, similarity
+
+from spkd_keras import Distiller, Term, losses
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda t, s: Distiller(None, s, [Term(SP())]), r"`teacher` must be a model, since there are terms"),
+        (lambda t, s: Distiller(s, s, [Term(SP())]), r"must be two models"),
+        (
+            lambda t, s: Distiller("teacher.keras", s, [Term(SP())]),
+            r"`teacher` must be a built keras.Model. Received: 'te",
+        ),
+        (lambda t, s: Distiller(t, keras.Sequential([keras.layers.Dense(2)])), r"`student` must be a built"),
+        (lambda t, s: Distiller(t, s, [Term(SP())], student_loss_weight=-1), r"at least 0. Received: -1"),
+        (lambda t, s: Distiller(t, s, student_loss_weight=0), r"nothing to train on"),
+        (lambda t, s: Distiller(t, s, [Term(SP())], teacher_dtype="int8"), r"`teacher_dtype` must be one of"),
+        (
+            lambda t, s: Distiller(t, s, [Term(SP())]).compile("sgd"),
+            r"needs the student's loss on the labels.*loss=None",
+        ),
+    ],
+)
+def test_errors_of_construction(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(small_network(8), small_network())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, x, y: m.fit(x, y, batch_size=1), r"`batch_size` must be at least 2.*similarity_preserving"),
+        (lambda m, x, y: m.fit(x[:1], y[:1]), r"at least two images.*similarity_preserving"),
+        (lambda m, x, y: m.fit(batches(x, y, 1), shuffle=False), r"at least two images.*Received: batches of one"),
+        (lambda m, x, y: m.fit(x), r"`fit` needs labels y for the student's loss. Received: images only"),
+        (lambda m, x, y: m.fit(x, y + 2), r"Labels must be integers from 0 to .* 3. Received a label value of 5"),
+        (lambda m, x, y: m.fit(batches(x, y, 4).take(0), shuffle=False), r"at least one batch. Received: none"),
+        (lambda m, x, y: m.evaluate(x), r"`evaluate` needs labels"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*input ran out of data")
+def test_errors_of_training(call: Any, message: str) -> None:
+    model = distiller(small_network(8), small_network(), [Term(SP())])
+    x, y = images(8)
+    y[0] = 3
+    with pytest.raises(ValueError, match=message):
+        call(model, x, y)
+
+
+def batches(x: np.ndarray, y: np.ndarray, size: int) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
+
+
+def test_a_last_batch_of_one_is_no_error() -> None:
+    model = distiller(small_network(8), small_network(), [Term(SP())])
+    assert np.isfinite(model.fit(*images(9), batch_size=4, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize("terms", [[], [Term(SP())]], ids=["labels", "similarity"])
+def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_saved(terms: list[Term], tmp_path: Path) -> None:
+    student = small_network()
+    model = distiller(small_network(8), student, terms)
+    x, y = images(8)
+    saved = tmp_path / "last.weights.h5"
+    save = keras.callbacks.ModelCheckpoint(saved, save_weights_only=True)
+    model.fit(x, y, verbose=0, callbacks=save)
+    good = saved.read_bytes()
+    kernel = student.get_layer("conv1").kernel
+    kernel.assign(kernel * np.nan)
+    with pytest.raises(FloatingPointError, match=r"not finite in epoch 1: .*student_loss=nan, loss=nan. Lower the"):
+        model.fit(x, y, verbose=0, callbacks=[save])
+    assert saved.read_bytes() == good
+
+
+def test_similarity_of_the_tests_is_the_losses() -> None:
+    one, other = np.random.default_rng(0).normal(size=(2, 5, 7))
+    assert float(losses.SimilarityPreserving(dtype="float64")(one, other)) == pytest.approx(similarity(one, other))
+
+
+def test_several_replicas_are_refused_rather_than_given_another_objective() -> None:
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    assert strategy.num_replicas_in_sync == 1
+    with strategy.scope():
+        model = distiller(small_network(8), small_network(), [Term(SP())])
+    x, y = images(8)
+    assert np.isfinite(model.fit(x, y, verbose=0).history["loss"]).all()
+
+    class TwoReplicas:
+        num_replicas_in_sync = 2
+
+    original, tf.distribute.get_strategy = tf.distribute.get_strategy, TwoReplicas
+    try:
+        with pytest.raises(NotImplementedError, match=r"trains on one replica. Received: a strategy with several"):
+            model.train_step((x, y))
+    finally:
+        tf.distribute.get_strategy = original

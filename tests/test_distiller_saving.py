@@ -1,0 +1,200 @@
+"""Saving, loading, handing the teacher back, and resuming."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from networks import CLASSES, IMAGE_SHAPE, assert_same_weights, images, small_network
+from test_distiller import KD, SP, NeedsAdapter, distiller
+
+from spkd_keras import Distiller, Term, models, optimizers
+
+
+def full_distiller(teacher: keras.Model, **compiled: Any) -> Distiller:
+    """Everything that has a state: dropout, BatchNormalization, momentum, an adapter, two terms."""
+    optimizer = optimizers.CoupledSGD(0.1, nesterov=True, weight_decay=5e-4, use_ema=True)
+    settings = {"optimizer": optimizer, "metrics": ["accuracy"], **compiled}
+    terms = [Term(SP(), 30.0), Term(KD(), 0.5), Term(NeedsAdapter(), 0.1)]
+    return distiller(teacher, small_network(dropout=0.3), terms, settings)
+
+
+def test_a_saved_distiller_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
+    x, y = images(20)
+    teacher = small_network(8, name="teacher_network")
+    model = full_distiller(teacher)
+    model.fit(x, y, batch_size=5, epochs=2, verbose=0)
+    model.term_weights["similarity_preserving"].assign(7.0)
+    model.save(tmp_path / "distiller.keras")
+
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert loaded.teacher is None
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+    logs = [m.evaluate(x, y, verbose=0, return_dict=True) for m in (loaded, model)]
+    assert logs[0] == logs[1]
+    assert loaded.term_weights["similarity_preserving"].numpy() == 7.0
+    with pytest.raises(ValueError, match=r"need the teacher, which is not saved .* distiller.teacher = teacher"):
+        loaded.fit(x, y, verbose=0)
+
+    loaded.teacher = teacher
+    for each in (model, loaded):
+        each.fit(x, y, batch_size=5, epochs=2, verbose=0, shuffle=False)
+    assert_same_weights(model, loaded)
+    assert_same_weights(model.adapters["needs_adapter"], loaded.adapters["needs_adapter"])
+    for one, other in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
+
+
+def test_a_loaded_distiller_exports_at_once(tmp_path: Path) -> None:
+    x, _ = images(4)
+    model = full_distiller(small_network(8))
+    model.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    loaded.export(tmp_path / "exported", verbose=False)
+    served = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(
+        served.serve(tf.constant(x, "float32")), model.predict(x, verbose=0), rtol=1e-5, atol=1e-5
+    )
+    exported = tf.train.load_checkpoint(str(tmp_path / "exported" / "variables" / "variables"))
+    sizes = {name: int(np.prod(shape)) for name, shape in exported.get_variable_to_shape_map().items()}
+    own = sum(int(np.prod(weight.shape)) for weight in model.student.weights)
+    # Keras 3.15 writes each variable twice; the dropout's random state and the object graph are a few numbers more.
+    assert sum(size for name, size in sizes.items() if "OBJECT_GRAPH" not in name) <= 2 * own + 16
+
+
+def test_no_file_holds_the_teacher(tmp_path: Path) -> None:
+    teacher = small_network(64)
+    model = distiller(teacher, small_network(4), [Term(SP())])
+    model.fit(*images(8), verbose=0)
+    model.save(tmp_path / "distiller.keras")
+    model.save_weights(tmp_path / "distiller.weights.h5")
+    teacher_bytes = 4 * teacher.count_params()
+    with zipfile.ZipFile(tmp_path / "distiller.keras") as archive:
+        archive.extract("model.weights.h5", tmp_path)
+        assert "teacher_fingerprint" in archive.read("config.json").decode()
+        assert '"filters": 64' not in archive.read("config.json").decode()
+    for file in (tmp_path / "model.weights.h5", tmp_path / "distiller.weights.h5"):
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def note(name: str, node: Any, shapes: dict[str, tuple[int, ...]] = shapes) -> None:
+            if isinstance(node, h5py.Dataset):
+                shapes[name] = node.shape
+
+        with h5py.File(file) as content:
+            content.visititems(note)
+        assert not [name for name in shapes if "teacher" in name]
+        assert not [shape for shape in shapes.values() if 64 in shape]
+        assert file.stat().st_size < teacher_bytes
+    assert {id(v) for v in model.variables}.isdisjoint(id(v) for v in teacher.variables)
+
+
+def test_another_teacher_is_refused_and_the_same_one_from_a_file_is_taken(tmp_path: Path) -> None:
+    teacher = small_network(8, name="right")
+    model = distiller(teacher, small_network(), [Term(SP())])
+    model.save(tmp_path / "distiller.keras")
+    teacher.save(tmp_path / "teacher.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    with pytest.raises(ValueError, match=r"must be the one that this student was distilled from.*Received: 'wrong'"):
+        loaded.teacher = small_network(8, name="wrong")
+    assert loaded.teacher is None
+    loaded.teacher = keras.saving.load_model(tmp_path / "teacher.keras")
+    loaded.fit(*images(8), verbose=0)
+    loaded.teacher = None
+    with pytest.raises(ValueError, match="need the teacher"):
+        loaded.train_on_batch(*images(8))
+
+
+def test_fingerprints() -> None:
+    model = small_network(8)
+    digest = models.fingerprint(model)
+    assert len(digest) == 32
+    model.trainable = False
+    assert models.fingerprint(model) == digest
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    assert models.fingerprint(copy) == digest
+    kernel = model.get_layer("conv1").kernel
+    kernel.assign(kernel + np.eye(3)[:, :, None, None] * 1e-6)
+    assert models.fingerprint(model) != digest
+
+    # Two networks with the same weights and other preprocessing compute something else.
+    shape = {"image_shape": IMAGE_SHAPE, "num_classes": CLASSES}
+    one, other = models.wide_resnet(10, 1, **shape), models.wide_resnet(10, 1, mean=100.0, std=50.0, **shape)
+    other.set_weights(one.get_weights())
+    assert models.fingerprint(one) != models.fingerprint(other)
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+class KillAfter(keras.callbacks.Callback):
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == self.epoch:
+            raise KilledError
+
+
+@pytest.mark.slow
+def test_resuming_with_keras_backup_is_exact(tmp_path: Path) -> None:
+    x, y = images(20)
+    keras.utils.set_random_seed(1)
+    teacher = small_network(8)
+
+    def train(kill: bool, backup: Path) -> Distiller:
+        keras.utils.set_random_seed(2)
+        model = full_distiller(teacher)
+        callbacks = [keras.callbacks.BackupAndRestore(backup)] + [KillAfter(2)] * kill
+        model.fit(x, y, batch_size=5, epochs=4, verbose=0, shuffle=False, callbacks=callbacks)
+        return model
+
+    uninterrupted = train(False, tmp_path / "one")
+    with pytest.raises(KilledError):
+        train(True, tmp_path / "two")
+    resumed = train(False, tmp_path / "two")
+    assert_same_weights(uninterrupted, resumed)
+    for one, other in zip(uninterrupted.optimizer.variables, resumed.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
+
+
+def test_weights_of_another_distiller_are_refused(tmp_path: Path) -> None:
+    teacher = small_network(8)
+    distiller(teacher, small_network(), [Term(SP())]).save_weights(tmp_path / "one.weights.h5")
+    other = distiller(teacher, small_network(), [Term(SP()), Term(KD())])
+    with pytest.raises(ValueError, match=r"holds 1 variables of a Distiller and this one has 2.*with the same terms"):
+        other.load_weights(tmp_path / "one.weights.h5")
+
+
+def test_keras_still_tracks_models_before_property_setters() -> None:
+    """When this fails, `StudentKeeper` need not keep the teacher out of sight."""
+
+    class Holder(keras.Model):
+        @property
+        def teacher(self) -> Any:
+            return self.__dict__.get("_held")
+
+        @teacher.setter
+        def teacher(self, value: Any) -> None:
+            self.__dict__["_held"] = value
+
+    holder = Holder()
+    holder.teacher = small_network()
+    assert holder.weights
+
+
+def test_random_state_is_still_left_out_by_keras(tmp_path: Path) -> None:
+    """When this fails, `StudentKeeper` need not save it."""
+    model = small_network(dropout=0.5)
+    (state,) = {id(v): v for v in model.variables if id(v) not in {id(w) for w in model.weights}}.values()
+    state.assign(state + 5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    (loaded_state,) = [v for v in loaded.variables if id(v) not in {id(w) for w in loaded.weights}]
+    assert not np.array_equal(loaded_state.numpy(), state.numpy())
