@@ -171,15 +171,16 @@ class _ProgressObserver(Observer):
         )
 
     def __enter__(self) -> "_ProgressObserver":
-        self.bars.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.bars.stop()
+        if self.bars.tasks:  # else nothing was planned, and an error is alone on the screen
+            self.bars.stop()
 
     def planned(self, runs: list[str], finished: list[str]) -> None:
         if finished:
             notices.print(f"Finished before: {', '.join(finished)}", highlight=False, markup=False)
+        self.bars.start()
         self.total = self.bars.add_task("runs", total=len(runs), completed=len(finished), note="")
 
     def started(self, run: str, epochs: int) -> None:

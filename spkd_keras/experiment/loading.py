@@ -36,8 +36,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         plain = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         near = sorted(str(other) for other in path.parent.glob("*.y*ml"))
-        hint = f" There is {', '.join(near)}." if near else ""
-        raise ExperimentError(f"The experiment file does not exist: {path}.{hint}") from None
+        hint = f"There is {', '.join(near)}." if near else "Give the path of a YAML file."
+        raise ExperimentError(f"The experiment file does not exist: {path}. {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ExperimentError(f"The experiment file cannot be read: {path}: {error}.") from error
     except yaml.YAMLError as error:
