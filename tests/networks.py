@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from spkd_keras import losses
+
 IMAGE_SHAPE = (8, 8, 1)
 CLASSES = 4
 
@@ -53,6 +55,19 @@ class Counter(layers.Layer):
     def call(self, x: Any) -> Any:
         self.passes.assign(self.passes + 1)
         return x
+
+
+@keras.saving.register_keras_serializable("spkd_keras_tests")
+class NeedsAdapter(losses.DistillationLoss):
+    """Mean squared difference of the activations, which needs as many channels in both."""
+
+    default_tap = "last_stage"
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=(1, 2, 3))
+
+    def default_adapter(self, teacher_shape: Any, student_shape: Any) -> keras.layers.Layer | None:
+        return keras.layers.Conv2D(teacher_shape[-1], 1, name="adapter")
 
 
 def cross_entropy() -> keras.losses.Loss:

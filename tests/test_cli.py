@@ -157,7 +157,7 @@ def test_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "spkd_keras", "run", "nowhere.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "spkd: The experiment file does not exist: nowhere.yaml.\n"
+    assert done.stderr == "spkd: The experiment file does not exist: nowhere.yaml. Give the path of a YAML file.\n"
 
 
 # --- failures --------------------------------------------------------------------------------------------------------

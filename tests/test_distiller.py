@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from networks import CLASSES, Counter, assert_same_weights, cross_entropy, images, small_network, weights
+from networks import CLASSES, Counter, NeedsAdapter, assert_same_weights, cross_entropy, images, small_network, weights
 
 from spkd_keras import Distiller, Term, losses, models, optimizers
 
@@ -272,19 +272,6 @@ def test_an_adapter_of_the_users_own() -> None:
     assert model.adapters["needs_adapter"].kernel.shape == (3, 3, 4, 8)
     assert np.isfinite(model.train_on_batch(*images(6))[0])
     assert not adapter.built  # the Distiller has a copy of its own
-
-
-@keras.saving.register_keras_serializable("spkd_keras_tests")
-class NeedsAdapter(losses.DistillationLoss):
-    """Mean squared difference of the activations, which needs as many channels in both."""
-
-    default_tap = "last_stage"
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=(1, 2, 3))
-
-    def default_adapter(self, teacher_shape: Any, student_shape: Any) -> keras.layers.Layer | None:
-        return keras.layers.Conv2D(teacher_shape[-1], 1, name="adapter")
 
 
 def test_a_plain_keras_loss_compares_the_logits() -> None:

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from networks import IMAGE_SHAPE, cross_entropy, images, small_network
-from test_distiller import KD, SP, NeedsAdapter, distiller
+from networks import IMAGE_SHAPE, NeedsAdapter, cross_entropy, images, small_network
+from test_distiller import KD, SP, distiller
 from test_taps import softmax_network
 
 from spkd_keras import Distiller, Term, losses, models

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from networks import CLASSES, IMAGE_SHAPE, assert_same_weights, images, small_network
-from test_distiller import KD, SP, NeedsAdapter, distiller
+from networks import CLASSES, IMAGE_SHAPE, NeedsAdapter, assert_same_weights, images, small_network
+from test_distiller import KD, SP, distiller
 
 from spkd_keras import Distiller, Term, models, optimizers
 

@@ -46,7 +46,7 @@ def test_missing_file_names_its_neighbours(tmp_path):
     assert str(caught.value) == (
         f"The experiment file does not exist: {tmp_path}/digit.yaml. There is {tmp_path}/digits.yaml."
     )
-    with pytest.raises(ExperimentError, match=r"does not exist: .*/nowhere/x\.yaml\.$"):
+    with pytest.raises(ExperimentError, match=r"does not exist: .*/nowhere/x\.yaml\. Give the path of a YAML file\.$"):
         load_experiment(tmp_path / "nowhere" / "x.yaml")
 
 
