@@ -4,10 +4,17 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import NoneType
 from typing import Any, NamedTuple
 
 from spkd_keras.experiment import BASELINE, TEACHER, ExperimentError, load_experiment
+
+# What a report reads of a summary. There is no best epoch where nothing was held out.
+READ_KEYS = {
+    "test_error": int | float,
+    "test_error_best": int | float | None,
+    "parameters": int | float,
+    "multiply_adds": int | float,
+}
 
 
 class Run(NamedTuple):
@@ -79,8 +86,8 @@ def _read_summary(file: Path) -> dict[str, Any] | None:
         return None
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
-        for key in ("test_error", "test_error_best", "parameters", "multiply_adds"):
-            if not isinstance(summary[key], int | float | (NoneType if key == "test_error_best" else int)):
+        for key, kind in READ_KEYS.items():
+            if not isinstance(summary[key], kind):
                 raise TypeError(f"{key} is {summary[key]!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise ExperimentError(

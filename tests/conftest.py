@@ -1,10 +1,13 @@
 """What every test starts from and leaves behind."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import keras
 import pytest
+
+from spkd_keras.experiment import Experiment, load_experiment
 
 # `clear_session` collects garbage: what importing TensorFlow leaves for ever need not be searched each time.
 gc.freeze()
@@ -22,3 +25,15 @@ def _clean_up() -> Iterator[None]:
     """Once a file: the search through all that is alive takes longer than most tests."""
     yield
     keras.backend.clear_session()
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Experiment]:
+    """Loads text as the experiment file `tried.yaml`."""
+
+    def load_text(text: str, *overrides: str) -> Experiment:
+        file = tmp_path / "tried.yaml"
+        file.write_text(text, encoding="utf-8")
+        return load_experiment(file, overrides)
+
+    return load_text

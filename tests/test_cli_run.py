@@ -6,16 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from test_cli import TINY
 
 pytestmark = pytest.mark.slow
 
-TINY = """
-data: {name: digits, batch_size: 32, validation: 0.1, train_fraction: 0.1}
-teacher: {model: wide_resnet, depth: 10, width: 0.5, schedule: {epochs: 1}}
-student: {model: wide_resnet, depth: 10, width: 0.25}
-schedule: {epochs: 2, learning_rate: 0.05}
-methods: {student: [], sp: [{loss: similarity_preserving, weight: 100.0}]}
-"""
 RUNS = ["teacher-seed0", "student-seed0", "sp-seed0"]
 
 

@@ -36,20 +36,8 @@ seeds: [0, 1, 2]
 SHORTEST = "data: {name: digits}\nstudent: {model: wide_resnet}\nmethods: {student: []}\n"
 
 
-@pytest.fixture
-def load(tmp_path):
-    """Loads text as the experiment file `tried.yaml`."""
-
-    def load_text(text=COMPLETE, *overrides):
-        file = tmp_path / "tried.yaml"
-        file.write_text(text, encoding="utf-8")
-        return load_experiment(file, overrides)
-
-    return load_text
-
-
 def test_the_complete_example(load):
-    experiment = load()
+    experiment = load(COMPLETE)
     assert experiment.name == "digits"
     assert experiment.data == Data(
         name="digits", batch_size=64, augmentation="none", validation=0.1, train_fraction=1.0
@@ -127,7 +115,7 @@ def test_a_bare_list_of_terms_weighs_the_labels_by_one(load, method):
 
 @pytest.mark.parametrize("baseline", ["student: []", "student:", "student: {}", "student: {terms: []}"])
 def test_the_baseline_can_be_written_in_any_way(load, baseline):
-    assert load(COMPLETE.replace("student: []", baseline)) == load()
+    assert load(COMPLETE.replace("student: []", baseline)) == load(COMPLETE)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +152,7 @@ def test_later_overrides_win_and_build_on_earlier_ones(load):
 
 @pytest.mark.parametrize("part", ["", "data", "schedule", "student", "teacher"])
 def test_nothing_can_be_changed(load, part):
-    experiment = load()
+    experiment = load(COMPLETE)
     place = getattr(experiment, part) if part else experiment
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         setattr(place, next(iter(type(place).model_fields)), "other")
@@ -211,7 +199,7 @@ def test_no_teacher_to_train(load, text):
 
 
 def test_a_single_run(load):
-    experiment = load()
+    experiment = load(COMPLETE)
     single = experiment.single("kd", 2)
     assert (list(single.methods), single.seeds) == (["kd"], [2])
     assert single.methods["kd"] == experiment.methods["kd"]
@@ -220,7 +208,7 @@ def test_a_single_run(load):
 
 
 def test_select(load):
-    experiment = load()
+    experiment = load(COMPLETE)
     assert experiment.select() == experiment
     some = experiment.select(["sp", "student"], [5])
     assert (list(some.methods), some.seeds) == (["student", "sp"], [5])
@@ -239,7 +227,7 @@ def test_select(load):
 )
 def test_select_what_is_not_there(load, methods, seeds, said):
     with pytest.raises(ExperimentError) as caught:
-        load().select(methods, seeds)
+        load(COMPLETE).select(methods, seeds)
     assert str(caught.value).startswith(said)
 
 
@@ -257,4 +245,4 @@ def test_select_what_is_not_there(load, methods, seeds, said):
     ],
 )
 def test_differences(load, overrides, expected):
-    assert differences(load(), load(COMPLETE, *overrides)) == expected
+    assert differences(load(COMPLETE), load(COMPLETE, *overrides)) == expected

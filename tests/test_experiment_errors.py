@@ -19,18 +19,6 @@ seeds: [0, 1, 2]
 """
 
 
-@pytest.fixture
-def load(tmp_path):
-    """Loads text as the experiment file `tried.yaml`."""
-
-    def load_text(text=COMPLETE, *overrides):
-        file = tmp_path / "tried.yaml"
-        file.write_text(text, encoding="utf-8")
-        return load_experiment(file, overrides)
-
-    return load_text
-
-
 def problems(load, text=COMPLETE, *overrides):
     """What is said about a wrong experiment, line by line."""
     with pytest.raises(ExperimentError) as caught:

@@ -67,13 +67,14 @@ def run_experiment(experiment: Experiment, out: str | Path = "runs", observer: O
         return root
     tf.config.experimental.enable_op_determinism()
     if teacher_run and not teacher_run.finished:
-        _train(teacher_run, None, splits, observer)
+        _train(teacher_run, splits, observer)
     teacher = _teacher(experiment, teacher_run, splits)
-    if teacher is not None:
-        _check_teacher(teacher, runs)
+    fingerprint = None if teacher is None else models.fingerprint(teacher)
+    if fingerprint is not None:
+        _check_teacher(fingerprint, runs)
     for folder in runs:
         if not folder.finished:
-            _train(folder, teacher, splits, observer)
+            _train(folder, splits, observer, teacher, fingerprint)
     return root
 
 
@@ -83,9 +84,8 @@ def _teacher(experiment: Experiment, teacher_run: RunFolder | None, splits: data
     return experiment.teacher and build.build_network(experiment.teacher, splits.train, "teacher")
 
 
-def _check_teacher(teacher: keras.Model, runs: list[RunFolder]) -> None:
+def _check_teacher(fingerprint: str, runs: list[RunFolder]) -> None:
     """Checks that the runs so far were distilled from this teacher, whose file may have been replaced."""
-    fingerprint = models.fingerprint(teacher)
     for folder in runs:
         if folder.environment.exists():
             recorded = json.loads(folder.environment.read_text(encoding="utf-8")).get("teacher_fingerprint")
@@ -96,7 +96,13 @@ def _check_teacher(teacher: keras.Model, runs: list[RunFolder]) -> None:
                 )
 
 
-def _train(folder: RunFolder, teacher: keras.Model | None, splits: data.Splits, observer: Observer) -> None:
+def _train(
+    folder: RunFolder,
+    splits: data.Splits,
+    observer: Observer,
+    teacher: keras.Model | None = None,
+    teacher_fingerprint: str | None = None,
+) -> None:
     """Trains one student into its folder."""
     experiment, name = folder.experiment, folder.path.name
     folder.create()
@@ -106,7 +112,7 @@ def _train(folder: RunFolder, teacher: keras.Model | None, splits: data.Splits, 
     method = experiment.methods[folder.method]
     distiller = build.build_distiller(teacher, student, method, folder.method, experiment.schedule)
     clock, backup = data.EpochClock(), Backup(folder)
-    recorder = Recorder(folder, {**_environment(), "teacher_fingerprint": teacher and models.fingerprint(teacher)})
+    recorder = Recorder(folder, {**_environment(), "teacher_fingerprint": teacher_fingerprint})
     epochs_done = backup.restore(distiller)
     recorder.resume(epochs_done)
     observer.progressed(name, epochs_done, {})
