@@ -4,11 +4,35 @@ from collections.abc import Callable
 
 import keras
 
+from spkd_keras.models.applications import applications, keras_application
 from spkd_keras.models.cost import multiply_adds
 from spkd_keras.models.fingerprint import fingerprint
+from spkd_keras.models.mobilenet import mobilenet
+from spkd_keras.models.mobilenet_v2 import mobilenet_v2
 from spkd_keras.models.precision import PRECISIONS, in_precision
+from spkd_keras.models.resnet import resnet
+from spkd_keras.models.shufflenet_v2 import shufflenet_v2
 from spkd_keras.models.wide_resnet import wide_resnet
 
-BUILDERS: dict[str, Callable[..., keras.Model]] = {"wide_resnet": wide_resnet}
+BUILDERS: dict[str, Callable[..., keras.Model]] = {
+    "wide_resnet": wide_resnet,
+    "resnet": resnet,
+    "mobilenet": mobilenet,
+    "mobilenet_v2": mobilenet_v2,
+    "shufflenet_v2": shufflenet_v2,
+}
 
-__all__ = ["BUILDERS", "PRECISIONS", "fingerprint", "in_precision", "multiply_adds", "wide_resnet"]
+__all__ = [
+    "BUILDERS",
+    "PRECISIONS",
+    "applications",
+    "fingerprint",
+    "in_precision",
+    "keras_application",
+    "mobilenet",
+    "mobilenet_v2",
+    "multiply_adds",
+    "resnet",
+    "shufflenet_v2",
+    "wide_resnet",
+]

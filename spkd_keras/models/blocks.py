@@ -2,8 +2,8 @@
 
 import math
 import numbers
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -13,9 +13,38 @@ from keras import layers
 PixelStatistics = float | Sequence[float] | np.ndarray | None
 
 
-def scale_channels(channels: int, width: float) -> int:
-    """Returns the number of channels at a width multiplier: int(channels * width), at least one."""
-    return max(1, int(channels * width))
+class Place(NamedTuple):
+    """Where a block is in its network.
+
+    Attributes:
+        stride: 2 for the first block of every stage but `stage1`, else 1.
+        prefix: of the names of the layers inside, `stage2_block0`.
+        output: name of the layer that gives the block's output: `stage2` for the last block of a stage, else `prefix`.
+    """
+
+    stride: int
+    prefix: str
+    output: str
+
+
+def in_stages(stages: Sequence[Sequence[Any]], start: int = 1) -> Iterator[tuple[Any, Place]]:
+    """Yields every row of a network's table, a row for each block of each stage, with the block's place."""
+    for stage, rows in enumerate(stages, start):
+        for index, row in enumerate(rows):
+            prefix = f"stage{stage}_block{index}"
+            is_last = index == len(rows) - 1
+            yield row, Place(2 if stage > 1 and index == 0 else 1, prefix, f"stage{stage}" if is_last else prefix)
+
+
+def scale_channels(channels: float, width: float, divisor: int = 1) -> int:
+    """Returns the number of channels at a width multiplier.
+
+    It is int(channels * width), rounded to the nearest multiple of `divisor` that is at least 90% of it, and at least
+    one `divisor`.
+    """
+    scaled = int(channels * width)
+    rounded = max(divisor, (scaled + divisor // 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * scaled else rounded + divisor
 
 
 def check_arguments(
@@ -84,21 +113,26 @@ def image_input(image_shape: tuple[int, int, int], mean: PixelStatistics, std: P
     return image, layers.Rescaling(scale, offset, dtype="float32", name="preprocessing")(image)
 
 
+def he_normal() -> keras.initializers.Initializer:
+    """He-normal initialisation by the fan-out, not cut off, as the published recipes have it."""
+    return keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+
+
 def convolution(x: Any, channels: int, kernel: int, stride: int = 1, *, name: str) -> Any:
-    """A convolution without bias, "same" padding, He-normal (fan-out) initialisation."""
-    initializer = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+    """A convolution without bias, "same" padding."""
     return layers.Conv2D(
-        channels,
-        kernel,
-        stride,
-        padding="same",
-        use_bias=False,
-        kernel_initializer=initializer,
-        name=name,
+        channels, kernel, stride, padding="same", use_bias=False, kernel_initializer=he_normal(), name=name
     )(x)
 
 
-def batch_normalization(x: Any, *, synchronized: bool | None, name: str) -> Any:
+def depthwise_convolution(x: Any, stride: int = 1, *, name: str) -> Any:
+    """A 3x3 convolution of each channel by itself, without bias, "same" padding."""
+    return layers.DepthwiseConv2D(
+        3, stride, padding="same", use_bias=False, depthwise_initializer=he_normal(), name=name
+    )(x)
+
+
+def batch_normalization(x: Any, *, synchronized: bool | None, epsilon: float = 1e-5, name: str) -> Any:
     """Batch normalisation with the published recipes' constants.
 
     PyTorch's momentum of 0.1 is Keras' 0.9. `synchronized=None` synchronises the statistics across replicas when
@@ -108,10 +142,10 @@ def batch_normalization(x: Any, *, synchronized: bool | None, name: str) -> Any:
         raise ValueError(f"`synchronized` must be True, False or None. Received: synchronized={synchronized!r}.")
     if synchronized is None:
         synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
-    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized, name=name)(x)
+    return layers.BatchNormalization(momentum=0.9, epsilon=epsilon, synchronized=synchronized, name=name)(x)
 
 
-def classifier(x: Any, num_classes: int) -> Any:
-    """Global average pooling and a dense layer `logits`, whose output is float32 whatever the policy."""
+def classifier(image: Any, x: Any, num_classes: int, name: str) -> keras.Model:
+    """Returns the network: global average pooling and a dense layer `logits`, in float32 whatever the policy."""
     x = layers.GlobalAveragePooling2D(name="pooling")(x)
-    return layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    return keras.Model(image, layers.Dense(num_classes, dtype="float32", name="logits")(x), name=name)

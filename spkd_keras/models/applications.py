@@ -1,0 +1,110 @@
+"""The networks of `keras.applications`, made to take raw pixels and to give logits as ours do."""
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from spkd_keras.models import blocks
+
+# Arguments that are settled, so that the network takes raw pixels and gives logits for the classes of the data.
+SETTLED = (
+    *("include_top", "include_preprocessing", "input_tensor", "input_shape", "pooling", "classes"),
+    *("classifier_activation", "name"),
+)
+
+
+def applications() -> list[str]:
+    """Returns the names of the networks in `keras.applications`."""
+    return [name for name, value in sorted(vars(keras.applications).items()) if inspect.isfunction(value)]
+
+
+def from_keras(application: str, **arguments: Any) -> keras.Model:
+    """Calls a function of `keras.applications`.
+
+    Raises:
+        ValueError: if Keras refuses a value.
+        OSError: if the weights are neither in Keras' cache nor to be downloaded.
+    """
+    try:
+        return getattr(keras.applications, application)(**arguments)
+    except ValueError:
+        raise
+    except Exception as error:  # Keras raises no kind of its own for a download that fails
+        raise OSError(
+            f"The weights of keras.applications.{application} could not be loaded; Keras downloads them once into "
+            f"$KERAS_HOME/models (~/.keras/models): {' '.join(str(error).split())}"
+        ) from error
+
+
+def keras_application(name: str, *, num_classes: int, image_shape: Sequence[int], **arguments: Any) -> keras.Model:
+    """A network of `keras.applications` between its own preprocessing and a new classifier.
+
+    `image` (pixels 0..255) -> `preprocessing`, as the network's own `preprocess_input` has it -> the network without
+    its top, as the nested model `backbone` -> `pooling` -> `logits`, float32 without softmax. With
+    `weights="imagenet"` and 1000 classes the network keeps its own top.
+
+    Args:
+        name: for example "MobileNet" or "EfficientNetV2B0".
+        num_classes: at least 2.
+        image_shape: (height, width, channels).
+        **arguments: of the function in `keras.applications`, for example `alpha=0.5` or `weights="imagenet"`; `weights`
+            are random by default.
+
+    Returns:
+        A functional model from `image`, shape (batch, *image_shape), to logits, shape (batch, num_classes).
+
+    Raises:
+        ValueError: if there is no such network or argument, or Keras refuses a value.
+        OSError: if the weights are neither in Keras' cache nor to be downloaded.
+    """
+    if name not in applications():
+        raise ValueError(f"`keras.applications` has no network {name!r}.{_nearest(name, applications())}")
+    function = getattr(keras.applications, name)
+    valid = [parameter for parameter in inspect.signature(function).parameters if parameter not in SETTLED]
+    for argument in arguments:
+        if argument not in valid:
+            raise ValueError(f"keras.applications.{name} takes no {argument!r} here.{_nearest(argument, valid)}")
+    shape = blocks.check_arguments(1, num_classes, image_shape, total_stride=1)
+    arguments = {"weights": None} | arguments
+    with_top = num_classes == 1000 and arguments["weights"] == "imagenet"
+    image = keras.Input(shape, name="image")
+    x = _preprocessing(image, function)
+    top = {"classifier_activation": None} if with_top else {}
+    x = from_keras(name, input_shape=shape, include_top=with_top, name="backbone", **top, **arguments)(x)
+    if with_top:
+        return keras.Model(image, layers.Activation("linear", dtype="float32", name="logits")(x), name=name)
+    return blocks.classifier(image, x, num_classes, name)
+
+
+def _preprocessing(image: Any, function: Callable[..., keras.Model]) -> Any:
+    """Returns what the module's `preprocess_input` makes of the image, by layers that a file can hold.
+
+    All of Keras' ones multiply and shift each channel; some of them turn the order of the channels round.
+    """
+    preprocess_input = sys.modules[function.__module__].preprocess_input
+    channels = image.shape[-1]
+    black, pure = np.zeros((1, channels), "float32"), 255 * np.eye(channels, dtype="float32")
+    try:
+        offset = preprocess_input(black, data_format="channels_last")[0]
+        difference = preprocess_input(pure, data_format="channels_last") - offset
+    except IndexError:
+        raise ValueError(
+            f"keras.applications.{function.__name__} takes images of 3 channels. Received: {channels}."
+        ) from None
+    scale = difference.sum(axis=1) / 255
+    is_reversed = channels > 1 and not difference[0, 0]
+    x = layers.Rescaling(
+        scale.tolist(), (offset[::-1] if is_reversed else offset).tolist(), dtype="float32", name="preprocessing"
+    )(image)
+    return x[..., ::-1] if is_reversed else x
+
+
+def _nearest(name: str, valid: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]!r}?" if nearest else f" Valid: {', '.join(valid)}."
