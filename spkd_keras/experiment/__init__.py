@@ -1,7 +1,7 @@
 """An experiment as data: a frozen, validated model of its YAML file. Imports no TensorFlow."""
 
-from spkd_keras.experiment.loading import load_experiment
-from spkd_keras.experiment.problems import ExperimentError, unknown
+from spkd_keras.experiment.loading import load_experiment, override
+from spkd_keras.experiment.problems import ExperimentError, unknown, validated
 from spkd_keras.experiment.schema import (
     BASELINE,
     TEACHER,
@@ -28,5 +28,7 @@ __all__ = [
     "TermSpec",
     "differences",
     "load_experiment",
+    "override",
     "unknown",
+    "validated",
 ]

@@ -46,8 +46,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         raise ExperimentError(f"{path} must be a mapping with data, teacher, student, ... Received: {shown(plain)}.")
     plain = {"name": path.stem, **plain}
     _expand_methods(plain)  # so that an override finds `terms`
-    for override in overrides:
-        _override(plain, override)
+    for text in overrides:
+        override(plain, text)
     _expand_methods(plain)  # an override may have set a list
     experiment = validated(Experiment, plain, str(path))
     try:
@@ -65,11 +65,19 @@ def _expand_methods(plain: dict[str, Any]) -> None:
                 plain["methods"][name] = {"terms": method or []}
 
 
-def _override(plain: dict[str, Any], override: str) -> None:
-    """Sets one value in place."""
-    key, equals, text = override.partition("=")
+def override(plain: dict[str, Any], assignment: str) -> None:
+    """Sets one value of plain data in place.
+
+    Args:
+        plain: as read from YAML.
+        assignment: `KEY=VALUE`, with a dotted path as key and YAML as value.
+
+    Raises:
+        ExperimentError: if it is no assignment, or its place cannot be.
+    """
+    key, equals, text = assignment.partition("=")
     if not equals or not key:
-        raise ExperimentError(f"--set takes KEY=VALUE, for example data.batch_size=64. Received: {override}.")
+        raise ExperimentError(f"--set takes KEY=VALUE, for example data.batch_size=64. Received: {assignment}.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

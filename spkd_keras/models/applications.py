@@ -33,8 +33,9 @@ def from_keras(application: str, **arguments: Any) -> keras.Model:
     """
     try:
         return getattr(keras.applications, application)(**arguments)
-    except ValueError:
-        raise
+    except (ValueError, TypeError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ValueError(f"keras.applications.{application} refuses {given}: {' '.join(str(error).split())}") from error
     except Exception as error:  # Keras raises no kind of its own for a download that fails
         raise OSError(
             f"The weights of keras.applications.{application} could not be loaded; Keras downloads them once into "
@@ -42,7 +43,9 @@ def from_keras(application: str, **arguments: Any) -> keras.Model:
         ) from error
 
 
-def keras_application(name: str, *, num_classes: int, image_shape: Sequence[int], **arguments: Any) -> keras.Model:
+def keras_application(
+    name: str, *, num_classes: int = 1000, image_shape: Sequence[int] = (224, 224, 3), **arguments: Any
+) -> keras.Model:
     """A network of `keras.applications` between its own preprocessing and a new classifier.
 
     `image` (pixels 0..255) -> `preprocessing`, as the network's own `preprocess_input` has it -> the network without

@@ -129,8 +129,8 @@ def _check_layers(model: keras.Model, shapes: dict[str, list[tuple[int, ...]]], 
     own = {layer.name: [tuple(weight.shape) for weight in layer.weights] for layer in model.layers if layer.weights}
     different = [name for name in {**own, **shapes} if name != LOGITS and own.get(name) != shapes.get(name)]
     if different or LOGITS not in shapes or own[LOGITS][0][0] != shapes[LOGITS][0][0]:
-        first = (different or [LOGITS])[0]
+        name = (different or [LOGITS])[0]
         raise ValueError(
-            f"`weights`: {path} is not of the network {model.name}: its layer {first} has weights of shape "
-            f"{shapes.get(first)}. Expected: {own.get(first)}."
+            f"`weights`: {path} is not of the network {model.name}. Layer {name} in the file: "
+            f"{shapes.get(name, 'none')}. In the network: {own.get(name, 'none')}."
         )

@@ -91,7 +91,7 @@ def _unit(x: Any, channels: int, place: blocks.Place, normalize: Any) -> Any:
     """Half of the channels pass by; all of them are filtered on both ways where the unit halves the resolution."""
     prefix = place.prefix
     if place.stride == 1:
-        shortcut, x = _split(x, prefix)
+        shortcut, x = keras.ops.split(x, 2, axis=-1)
     else:
         shortcut = blocks.depthwise_convolution(x, place.stride, name=f"{prefix}_shortcut_depthwise")
         shortcut = normalize(shortcut, name=f"{prefix}_shortcut_depthwise_bn")
@@ -110,24 +110,11 @@ def _unit(x: Any, channels: int, place: blocks.Place, normalize: Any) -> Any:
     return _shuffle(x, prefix, place.output)
 
 
-# Both are made of Keras' own layers, so that files load where this package is not installed; positions are flattened
-# meanwhile, because converters know transposes of four dimensions best.
-def _split(x: Any, prefix: str) -> tuple[Any, Any]:
-    """Returns the first and the second half of the channels."""
-    height, width, channels = x.shape[1:]
-    halves = layers.Reshape((height * width, 2, channels // 2), name=f"{prefix}_halves")(x)
-    crops = (("first", (0, 1)), ("second", (1, 0)))
-    first, second = (
-        layers.Reshape((height, width, channels // 2), name=f"{prefix}_{half}")(
-            layers.Cropping2D(((0, 0), crop), name=f"{prefix}_{half}_crop")(halves)
-        )
-        for half, crop in crops
-    )
-    return first, second
-
-
 def _shuffle(x: Any, prefix: str, name: str) -> Any:
-    """Interleaves the halves of the channels: 0, n/2, 1, n/2 + 1, ..."""
+    """Interleaves the halves of the channels: 0, n/2, 1, n/2 + 1, ...
+
+    Positions are flattened meanwhile, because converters know transposes of four dimensions best.
+    """
     height, width, channels = x.shape[1:]
     x = layers.Reshape((height * width, 2, channels // 2), name=f"{prefix}_groups")(x)
     x = layers.Permute((1, 3, 2), name=f"{prefix}_interleave")(x)

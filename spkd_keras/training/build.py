@@ -1,5 +1,6 @@
 """From an experiment's words to objects: data, networks, terms."""
 
+import functools
 import inspect
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from spkd_keras import data, models, optimizers
 from spkd_keras.distiller import Distiller, Term
 from spkd_keras.experiment import Data, Experiment, ExperimentError, Method, Network, Schedule, unknown
 from spkd_keras.losses import LOSSES
+
+APPLICATIONS = "keras_applications."  # before the name of one of Keras' own networks
 
 
 @contextmanager
@@ -53,18 +56,12 @@ def build_network(spec: Network, images: data.Images, role: str) -> keras.Model:
             not take these images.
     """
     shape, classes = images.pixels.shape[1:], len(images.class_names)
-    if spec.path is not None:
-        network = _load(Path(spec.path), role)
-    else:
-        builder = _named(str(spec.model), models.BUILDERS, f"{role}.model", "network")
-        defaults = {"num_classes": classes, "image_shape": shape}
-        with telling(role):
-            network = _call(builder, {**defaults, **spec.arguments}, role)
-        if network.output_shape[-1] != classes:
-            raise ExperimentError(
-                f"{role}: `num_classes` must be {classes}, the number of classes of the data. "
-                f"Received: {network.output_shape[-1]}. Leave it out."
-            )
+    network = construct(spec, role, num_classes=classes, image_shape=shape)
+    if spec.model is not None and network.output_shape[-1] != classes:
+        raise ExperimentError(
+            f"{role}: `num_classes` must be {classes}, the number of classes of the data. "
+            f"Received: {network.output_shape[-1]}. Leave it out."
+        )
     inputs = [tuple(tensor.shape[1:]) for tensor in network.inputs]
     if (
         len(inputs) != 1
@@ -74,6 +71,28 @@ def build_network(spec: Network, images: data.Images, role: str) -> keras.Model:
         wanted = " and ".join(map(str, inputs))
         raise ExperimentError(f"{role}: '{network.name}' takes images of shape {wanted}. Received: {tuple(shape)}.")
     return network
+
+
+def construct(spec: Network, place: str, **defaults: Any) -> keras.Model:
+    """Builds a network by its name and arguments, or loads it from its file.
+
+    Args:
+        spec: `model`, one of `spkd_keras.models.BUILDERS` or `keras_applications.<Name>`, with arguments; or `path`.
+        place: in the experiment, for the messages.
+        **defaults: arguments that `spec` may override.
+
+    Raises:
+        ExperimentError: if there is no such network or file, or an argument is unknown or refused.
+    """
+    if spec.path is not None:
+        return _load(Path(spec.path), place)
+    name = str(spec.model)
+    with telling(place):
+        if name.startswith(APPLICATIONS):
+            builder: Callable[..., Any] = functools.partial(models.keras_application, name.removeprefix(APPLICATIONS))
+        else:
+            builder = _named(name, {**models.BUILDERS, f"{APPLICATIONS}<Name>": None}, f"{place}.model", "network")
+        return _call(builder, {**defaults, **spec.arguments}, place)
 
 
 def build_distiller(
@@ -144,7 +163,7 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any], place: str) -
     """Calls a builder with arguments by name, telling unknown ones and wrong types apart from a defect of ours."""
     valid = _parameters(function)
     for argument in arguments:
-        if argument not in valid:
+        if valid is not None and argument not in valid:
             raise ExperimentError(f"{place}: {unknown('key', argument, valid)}")
     try:
         return function(**arguments)
@@ -153,16 +172,19 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any], place: str) -
         raise ExperimentError(f"{place}: a value has the wrong type ({error}). Received: {shown}.") from error
 
 
-def _parameters(function: Callable[..., Any]) -> list[str]:
-    """Returns the names of the parameters, those of the base classes behind `**kwargs` included."""
+def _parameters(function: Callable[..., Any]) -> list[str] | None:
+    """Returns the names of the parameters, those of the base classes behind `**kwargs` included.
+
+    None for a function with `**kwargs`, which checks them itself.
+    """
     sources = inspect.getmro(function) if inspect.isclass(function) else [function]
     names: dict[str, None] = {}
     for source in sources:
         parameters = inspect.signature(source).parameters.values()
         names |= {parameter.name: None for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return list(names)
+            return list(names)
+    return None
 
 
 def _names(names: str | list[str] | None) -> str | tuple[str, ...] | None:

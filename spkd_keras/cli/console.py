@@ -1,0 +1,79 @@
+"""What all commands share: where they print, how TensorFlow starts, and how they end."""
+
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from spkd_keras.experiment import ExperimentError
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+
+answers = Console()
+notices = Console(stderr=True)
+show_tracebacks = False
+
+
+@contextmanager
+def starting_tensorflow() -> Iterator[None]:
+    """Imports TensorFlow without what it prints meanwhile, which is for its developers, and says that it starts."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what TensorFlow's C++ code logs; its exceptions stay
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    with notices.status("Starting TensorFlow"):
+        with _quiet_standard_error():
+            import tensorflow  # noqa: F401
+        yield
+
+
+def keras_prints_to_stderr() -> AbstractContextManager[Any]:
+    """Keeps what Keras prints, such as the progress of a download, out of the answer on standard output."""
+    return redirect_stdout(sys.stderr)
+
+
+@contextmanager
+def _quiet_standard_error() -> Iterator[None]:
+    """Holds back what is written to file descriptor 2, by C++ code too, and shows it only if there is an error."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Ends with one line and an exit code instead of a traceback."""
+    try:
+        yield
+    except ExperimentError as error:
+        _fail(str(error), WRONG_USE, error)
+    except KeyboardInterrupt as error:
+        _fail("Interrupted. The same command continues where it stopped.", FAILED, error)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        _fail(f"{type(error).__name__}: {text} (`spkd --traceback ...` shows where)", FAILED, error)
+
+
+def _fail(message: str, code: int, error: BaseException) -> None:
+    if show_tracebacks:
+        traceback.print_exception(error)
+    for line in message.splitlines():
+        print(f"spkd: {line}", file=sys.stderr)
+    raise typer.Exit(code)
