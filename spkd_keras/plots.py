@@ -1,12 +1,13 @@
 """Figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 MOST_COLUMNS = 4
 PANEL_INCHES = 3.0
+CONTACT_COLUMNS = 8
 
 
 def similarity_matrices(matrices: Mapping[str, np.ndarray], labels: np.ndarray, path: Path) -> list[Path]:
@@ -50,3 +51,25 @@ def similarity_matrices(matrices: Mapping[str, np.ndarray], labels: np.ndarray, 
         figure.savefig(paths[0], dpi=120)
         figure.savefig(paths[1], metadata={"Date": None})
     return paths
+
+
+def draw_images(pixels: np.ndarray, titles: Sequence[str], path: Path) -> None:
+    """Draws images in rows of eight, each under its title, as a PNG file.
+
+    Args:
+        pixels: shape (n, height, width, 1 or 3), uint8; of more channels the first three are drawn.
+        titles: one for each image.
+        path: of the file, in a folder that exists.
+    """
+    from matplotlib.figure import Figure
+
+    rows = -(-len(pixels) // CONTACT_COLUMNS)
+    figure = Figure(figsize=(1.2 * CONTACT_COLUMNS, 1.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, CONTACT_COLUMNS, squeeze=False).flatten()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, image, title in zip(panels, pixels, titles, strict=False):
+        picture = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
+        panel.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        panel.set_title(title, fontsize=7)
+    figure.savefig(path, dpi=120, format="png")

@@ -25,7 +25,8 @@ show_tracebacks = False
 def starting_tensorflow() -> Iterator[None]:
     """Imports TensorFlow without what it prints meanwhile, which is for its developers, and says that it starts."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what TensorFlow's C++ code logs; its exceptions stay
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with notices.status("Starting TensorFlow"):
         with _quiet_standard_error():
             import tensorflow  # noqa: F401

@@ -1,21 +1,24 @@
 """Data sets: uint8 images and integer labels, split and batched in an order that can be repeated."""
 
-from collections.abc import Callable
-
+from spkd_keras.data.augmentation import Augmentation
+from spkd_keras.data.catalog import DATASETS, load
 from spkd_keras.data.digits import digits
-from spkd_keras.data.pipeline import EpochClock, evaluation_batches, training_batches
-from spkd_keras.data.splits import Images, Splits, check_images, split
-
-DATASETS: dict[str, Callable[[], tuple[Images, Images]]] = {"digits": digits}
+from spkd_keras.data.pipeline import EpochClock, check_augmentation, evaluation_batches, training_batches
+from spkd_keras.data.splits import AnyImages, Images, Photos, Splits, check_images, held_out
 
 __all__ = [
     "DATASETS",
+    "AnyImages",
+    "Augmentation",
     "EpochClock",
     "Images",
+    "Photos",
     "Splits",
+    "check_augmentation",
     "check_images",
     "digits",
     "evaluation_batches",
-    "split",
+    "held_out",
+    "load",
     "training_batches",
 ]

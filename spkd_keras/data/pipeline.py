@@ -3,9 +3,11 @@
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from spkd_keras.data.splits import Images
+from spkd_keras.data.augmentation import Augmentation, Mixer, central_crop, crop_and_flip, random_resized_crop
+from spkd_keras.data.splits import AnyImages, Images, Photos
 
 
 class EpochClock(keras.callbacks.Callback):
@@ -25,42 +27,105 @@ class EpochClock(keras.callbacks.Callback):
         self.epoch.assign(epoch)
 
 
-def training_batches(images: Images, batch_size: int, seed: int, clock: EpochClock) -> tf.data.Dataset:
-    """Returns one epoch of shuffled batches each time it is iterated; pass `clock` to `fit` among the callbacks.
+def check_augmentation(images: AnyImages, augmentation: Augmentation) -> None:
+    """Checks that an augmentation can be done to images.
+
+    Raises:
+        ValueError: if it is another kind's, the images are too small for it, or two of its parts exclude each other.
+    """
+    wanted = {"cifar": Images, "imagenet": Photos}.get(augmentation.name)
+    if wanted is not None and not isinstance(images, wanted):
+        raise ValueError(
+            "`augmentation` must be none or cifar for images of one size, none or imagenet for photos of different "
+            f"sizes. Received: {augmentation.name}."
+        )
+    if augmentation.name == "cifar" and min(images.image_shape[:2]) < 5:
+        raise ValueError(f"`augmentation` cifar needs sides of at least 5. Received: {images.image_shape}.")
+    if augmentation.randaugment > 0 and images.image_shape[-1] != 3:
+        raise ValueError(f"`randaugment` needs 3 channels. Received: images of shape {images.image_shape}.")
+    Mixer(augmentation)
+
+
+def training_batches(
+    images: AnyImages,
+    batch_size: int,
+    seed: int,
+    clock: EpochClock,
+    augmentation: Augmentation | None = None,
+    skip: int = 0,
+) -> tf.data.Dataset:
+    """Returns one epoch of shuffled, augmented batches each time it is iterated; pass `clock` to `fit` as a callback.
 
     Keras' own shuffling and stateful random ops repeat the same order in every epoch, or depend on the process.
-    A loss over the composition of batches needs new batches every epoch.
+    A loss over the composition of batches needs new batches every epoch. Here the place of an image and the two
+    integers that its augmentation is made of are drawn for a whole epoch at once, from seed and epoch.
 
     Args:
-        images: in memory.
+        images: to train on.
         batch_size: the last batch is smaller where the number of images asks for it.
-        seed: of the order.
+        seed: of order and augmentation.
         clock: gives the epoch.
+        augmentation: what is done to the images; None for nothing.
+        skip: how many batches to leave out at the beginning of each epoch.
 
     Returns:
-        Batches of (pixels, labels), shapes (batch, height, width, channels) uint8 and (batch,).
+        Batches of (pixels, labels), shapes (batch, height, width, channels) uint8 and (batch,), or (batch, classes)
+        where labels are mixed.
+
+    Raises:
+        ValueError: as `check_augmentation`.
     """
-    count = len(images)
+    augmentation = augmentation or Augmentation()
+    check_augmentation(images, augmentation)
+    count, classes, mixer = len(images), len(images.class_names), Mixer(augmentation)
 
-    def order(_: Any) -> tf.data.Dataset:
-        shuffled = tf.random.experimental.stateless_shuffle(tf.range(count), seed=tf.stack([seed, clock.epoch]))
-        return tf.data.Dataset.from_tensor_slices(shuffled)
+    def places(_: Any) -> tf.data.Dataset:
+        key = tf.stack([seed, clock.epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), seed=key)
+        seeds = tf.random.stateless_uniform([count, 2], tf.random.fold_in(key, 1), None, None, tf.int32)
+        return tf.data.Dataset.from_tensor_slices((order, seeds)).skip(skip * batch_size)
 
-    indices = tf.data.Dataset.range(1).flat_map(order).apply(tf.data.experimental.assert_cardinality(count))
-    return _gathered(indices.batch(batch_size), images)
+    def finished(pixels: Any, labels: Any, seeds: Any) -> tuple[Any, Any]:
+        labels = tf.one_hot(labels, classes) if augmentation.mixes_labels else labels
+        return mixer(pixels, labels, seeds[0])
+
+    left = tf.data.experimental.assert_cardinality(max(0, count - skip * batch_size))
+    order = tf.data.Dataset.range(1).flat_map(places).apply(left)
+    return _map(_taken(order, images, batch_size, augmentation.name), finished).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(images: Images, batch_size: int) -> tf.data.Dataset:
-    """Returns all images in their order, as batches of (pixels, labels)."""
-    return _gathered(tf.data.Dataset.range(len(images)).batch(batch_size), images)
+def evaluation_batches(images: AnyImages, batch_size: int, one_hot: bool = False) -> tf.data.Dataset:
+    """Returns all images in their order, as batches of (pixels, labels); labels as shares of classes if `one_hot`."""
+    count, classes = len(images), len(images.class_names)
+    order = tf.data.Dataset.from_tensor_slices((np.arange(count), np.zeros((count, 2), np.int32)))
+
+    def finished(pixels: Any, labels: Any, seeds: Any) -> tuple[Any, Any]:
+        del seeds
+        return pixels, tf.one_hot(labels, classes) if one_hot else labels
+
+    return _map(_taken(order, images, batch_size, None), finished).prefetch(tf.data.AUTOTUNE)
 
 
-def _gathered(batches_of_indices: tf.data.Dataset, images: Images) -> tf.data.Dataset:
-    """Takes whole batches from memory in one operation each."""
-    pixels, labels = tf.constant(images.pixels), tf.constant(images.labels)
-    batches = batches_of_indices.map(
-        lambda index: (tf.gather(pixels, index), tf.gather(labels, index)),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-    return batches.prefetch(tf.data.AUTOTUNE)
+def _taken(order: tf.data.Dataset, images: AnyImages, batch_size: int, augmentation: str | None) -> tf.data.Dataset:
+    """Batches of (pixels, labels, seeds), from (place, seeds of an image)."""
+    labels = tf.constant(images.labels)
+    if isinstance(images, Images):
+        pixels = tf.constant(images.pixels)
+
+        def take_batch(index: Any, seeds: Any) -> tuple[Any, Any, Any]:
+            batch = tf.gather(pixels, index)
+            return crop_and_flip(batch, seeds) if augmentation == "cifar" else batch, tf.gather(labels, index), seeds
+
+        return _map(order.batch(batch_size), take_batch)  # a whole batch in few operations
+    numbers, read, size = tf.constant(images.numbers), images.read, images.size
+
+    def take_one(index: Any, seeds: Any) -> tuple[Any, Any, Any]:
+        photo = read(numbers[index])
+        cut = random_resized_crop(photo, seeds, size) if augmentation == "imagenet" else central_crop(photo, size)
+        return cut, labels[index], seeds
+
+    return _map(order, take_one).batch(batch_size)
+
+
+def _map(dataset: tf.data.Dataset, function: Any) -> tf.data.Dataset:
+    return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

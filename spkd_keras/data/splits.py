@@ -1,13 +1,10 @@
 """Train, validation and test."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-
-# Of the held-out part and of the used fraction. Fixed, so that no run's validation images were another's (or the
-# teacher's) training images.
-SPLIT_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,9 +24,49 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        height, width, channels = self.pixels.shape[1:]
+        return height, width, channels
+
     def take(self, indices: np.ndarray) -> "Images":
         """Returns some of the images."""
         return Images(self.pixels[indices], self.labels[indices], self.class_names)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Photos:
+    """Labelled photos of different sizes, encoded as JPEG, PNG, GIF or BMP, and read one by one when they are needed.
+
+    Attributes:
+        read: gives the bytes of a photo for a tensor with its number.
+        numbers: shape (n,), of the photos among those that `read` knows.
+        labels: shape (n,), integers from 0 to classes - 1.
+        class_names: one for each class.
+        size: side of the square that is cut out of each, in pixels.
+    """
+
+    read: Callable[[Any], Any]
+    numbers: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.size, self.size, 3
+
+    def take(self, indices: np.ndarray) -> "Photos":
+        """Returns some of the photos."""
+        return dataclasses.replace(self, numbers=self.numbers[indices], labels=self.labels[indices])
+
+
+AnyImages = Images | Photos
 
 
 class Splits(NamedTuple):
@@ -39,14 +76,16 @@ class Splits(NamedTuple):
         train: to train on.
         validation: to choose hyper-parameters by; None if nothing is held out.
         test: to report, read once.
+        origin: where each part comes from, in words.
     """
 
-    train: Images
-    validation: Images | None
-    test: Images
+    train: AnyImages
+    validation: AnyImages | None
+    test: AnyImages
+    origin: dict[str, str | None]
 
 
-def check_images(images: Images, name: str) -> None:
+def check_images(images: AnyImages, name: str) -> None:
     """Checks what a loader gives.
 
     Raises:
@@ -54,12 +93,13 @@ def check_images(images: Images, name: str) -> None:
     """
     if len(images) == 0:
         raise ValueError(f"{name} has no images.")
-    pixels, labels = images.pixels, images.labels
-    if pixels.ndim != 4 or pixels.dtype != np.uint8 or labels.shape != (len(pixels),):
-        raise ValueError(
-            f"{name} must have uint8 pixels of shape (n, height, width, channels) and labels of shape (n,). Received: "
-            f"{pixels.dtype} pixels of shape {pixels.shape} and labels of shape {labels.shape}."
-        )
+    if isinstance(images, Images):
+        pixels, labels = images.pixels, images.labels
+        if pixels.ndim != 4 or pixels.dtype != np.uint8 or labels.shape != (len(pixels),):
+            raise ValueError(
+                f"{name} must have uint8 pixels of shape (n, height, width, channels) and labels of shape (n,). "
+                f"Received: {pixels.dtype} pixels of shape {pixels.shape} and labels of shape {labels.shape}."
+            )
     classes = len(images.class_names)
     if not np.issubdtype(images.labels.dtype, np.integer):
         raise ValueError(f"{name} must have integer labels. Received: {images.labels.dtype}.")
@@ -71,33 +111,27 @@ def check_images(images: Images, name: str) -> None:
         )
 
 
-def split(train: Images, test: Images, validation: float, train_fraction: float) -> Splits:
-    """Holds out a part of the training images and takes a fraction of the others, both stratified by class.
+def held_out(images: AnyImages, fraction: float, name: str, seed: int = 0) -> tuple[AnyImages, AnyImages]:
+    """Divides images into a rest and a fraction, stratified by class.
 
     Args:
-        train: all training images.
-        test: all test images, left as they are.
-        validation: fraction of `train` to hold out, 0 for none.
-        train_fraction: fraction of the others to use.
+        images: to divide.
+        fraction: between 0 and 1.
+        name: of the fraction, for the message.
+        seed: of the choice. The same for all runs that are compared, and for their teacher, so that no run's held-out
+            images are another's training images.
+
+    Returns:
+        The rest and the fraction.
 
     Raises:
-        ValueError: if a part would have fewer images than classes.
+        ValueError: if one of them would lack a class that the images have.
     """
-    held_out = None
-    if validation > 0:
-        train, held_out = _stratified(train, validation, "validation")
-    if train_fraction < 1:
-        _, train = _stratified(train, train_fraction, "train_fraction")
-    return Splits(train, held_out, test)
-
-
-def _stratified(images: Images, fraction: float, name: str) -> tuple[Images, Images]:
-    """Returns the rest and the fraction."""
     from sklearn.model_selection import train_test_split
 
     try:
         rest, part = train_test_split(
-            np.arange(len(images)), test_size=fraction, stratify=images.labels, random_state=SPLIT_SEED
+            np.arange(len(images)), test_size=fraction, stratify=images.labels, random_state=seed
         )
         classes = [len(np.unique(images.labels[indices])) for indices in (rest, part)]
         if min(classes) < len(np.unique(images.labels)):

@@ -25,19 +25,43 @@ class Data(_Model):
     """Which images, and how they are split and batched.
 
     Attributes:
-        name: of the data set.
+        name: of the data set: "digits", "image_folder", or a name of TFDS (`cifar10`, `dtd/fold3`).
+        path: the folder, for "image_folder".
+        image_size: side to which images are brought; photos of different sizes need it.
         batch_size: at least 2: the losses compare the images of a batch.
-        augmentation: of the training images; "none".
-        validation: fraction of the training images, stratified by class, that is held out to choose hyper-parameters
-            by; 0 for none.
+        augmentation: of the training images; "none", "cifar" for images of one size (reflect-pad 4, random crop, flip)
+            or "imagenet" for photos (random-resized crop, flip).
+        mixup: alpha of MixUp, 0 for none.
+        cutmix: factor of CutMix, 0 for none; not with mixup.
+        randaugment: strength of RandAugment, 0 for none.
+        validation: what hyper-parameters are chosen by: the name of a split, or the fraction of the training images,
+            stratified by class, that is held out (0 for none). Default: the set's own validation split, or a tenth.
+        test: name of the split that is reported.
         train_fraction: fraction of the other training images that is used, stratified by class.
+        validation_seed: of the choice of held-out images.
     """
 
     name: str
+    path: str | None = None
+    image_size: int | None = Field(None, ge=1)
     batch_size: int = Field(128, ge=2)
-    augmentation: Literal["none"] = "none"
-    validation: float = Field(0.1, ge=0, lt=1)
+    augmentation: Literal["none", "cifar", "imagenet"] = "none"
+    mixup: float = Field(0.0, ge=0, le=1)
+    cutmix: float = Field(0.0, ge=0, le=1)
+    randaugment: float = Field(0.0, ge=0, le=1)
+    validation: Any = None
+    test: str = "test"
     train_fraction: float = Field(1.0, gt=0, le=1)
+    validation_seed: int = Field(0, ge=0, lt=2**31)
+
+    # Not typed as a union, for which pydantic reports a problem with each of its members.
+    @pydantic.field_validator("validation")
+    @classmethod
+    def _check_validation(cls, validation: Any) -> Any:
+        is_number = isinstance(validation, int | float) and not isinstance(validation, bool)
+        if validation is None or isinstance(validation, str) or (is_number and 0 <= validation < 1):
+            return validation
+        raise ValueError(f"must be the name of a split or a fraction from 0 to below 1, received {validation!r}")
 
 
 class Schedule(_Model):

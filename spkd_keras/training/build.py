@@ -12,7 +12,7 @@ import keras
 
 from spkd_keras import data, models, optimizers
 from spkd_keras.distiller import Distiller, Term
-from spkd_keras.experiment import Data, Experiment, ExperimentError, Method, Network, Schedule, unknown
+from spkd_keras.experiment import Data, Experiment, ExperimentError, Network, unknown
 from spkd_keras.losses import LOSSES
 
 APPLICATIONS = "keras_applications."  # before the name of one of Keras' own networks
@@ -35,15 +35,31 @@ def load_data(spec: Data) -> data.Splits:
     Raises:
         ExperimentError: if there is no such data set, or it cannot be split as asked.
     """
-    loader = _named(spec.name, data.DATASETS, "data.name", "data set")
     with telling("data"):
-        train, test = loader()
-        data.check_images(train, f"the training part of {spec.name}")
-        data.check_images(test, f"the test part of {spec.name}")
-        return data.split(train, test, spec.validation, spec.train_fraction)
+        splits = data.load(
+            spec.name,
+            path=spec.path,
+            image_size=spec.image_size,
+            validation=spec.validation,
+            test=spec.test,
+            train_fraction=spec.train_fraction,
+            validation_seed=spec.validation_seed,
+        )
+        data.check_augmentation(splits.train, augmentation(spec))
+        if len(splits.train) < spec.batch_size:
+            raise ValueError(
+                f"`batch_size` must be at most {len(splits.train)}, the number of training images. "
+                f"Received: {spec.batch_size}."
+            )
+        return splits
 
 
-def build_network(spec: Network, images: data.Images, role: str) -> keras.Model:
+def augmentation(spec: Data) -> data.Augmentation:
+    """Returns what is done to the training images."""
+    return data.Augmentation(spec.augmentation, spec.mixup, spec.cutmix, spec.randaugment)
+
+
+def build_network(spec: Network, images: data.AnyImages, role: str) -> keras.Model:
     """Builds a network for the images, or loads it from its file.
 
     Args:
@@ -55,7 +71,7 @@ def build_network(spec: Network, images: data.Images, role: str) -> keras.Model:
         ExperimentError: if there is no such network or file, an argument is unknown or refused, or the network does
             not take these images.
     """
-    shape, classes = images.pixels.shape[1:], len(images.class_names)
+    shape, classes = images.image_shape, len(images.class_names)
     network = construct(spec, role, num_classes=classes, image_shape=shape)
     if spec.model is not None and network.output_shape[-1] != classes:
         raise ExperimentError(
@@ -95,14 +111,13 @@ def construct(spec: Network, place: str, **defaults: Any) -> keras.Model:
         return _call(builder, {**defaults, **spec.arguments}, place)
 
 
-def build_distiller(
-    teacher: keras.Model | None, student: keras.Model, method: Method, name: str, schedule: Schedule
-) -> Distiller:
+def build_distiller(teacher: keras.Model | None, student: keras.Model, experiment: Experiment, name: str) -> Distiller:
     """Builds and compiles the Distiller of a method.
 
     Raises:
         ExperimentError: if a loss or layer is unknown, or the networks do not fit the method.
     """
+    method, schedule = experiment.methods[name], experiment.schedule
     place = f"methods.{name}"
     terms = []
     for index, spec in enumerate(method.terms):
@@ -113,6 +128,9 @@ def build_distiller(
             terms.append(Term(loss, spec.weight, _names(spec.teacher), _names(spec.student), spec.name))
     with telling(place):
         distiller = Distiller(teacher if terms else None, student, terms, method.student_loss_weight)
+    loss, accuracy = keras.losses.SparseCategoricalCrossentropy, keras.metrics.SparseCategoricalAccuracy
+    if augmentation(experiment.data).mixes_labels:
+        loss, accuracy = keras.losses.CategoricalCrossentropy, keras.metrics.CategoricalAccuracy
     distiller.compile(
         optimizers.CoupledSGD(
             schedule.learning_rate_at(0),
@@ -120,8 +138,8 @@ def build_distiller(
             nesterov=schedule.nesterov and schedule.momentum > 0,
             weight_decay=schedule.weight_decay,
         ),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        loss=loss(from_logits=True),
+        metrics=[accuracy(name="accuracy")],
     )
     return distiller
 
@@ -134,8 +152,8 @@ def check(experiment: Experiment, splits: data.Splits) -> None:
     """
     student = build_network(experiment.student, splits.train, "student")
     teacher = experiment.teacher and build_network(experiment.teacher, splits.train, "teacher")
-    for name, method in experiment.methods.items():
-        build_distiller(teacher, student, method, name, experiment.schedule)
+    for name in experiment.methods:
+        build_distiller(teacher, student, experiment, name)
 
 
 def _load(path: Path, role: str) -> keras.Model:

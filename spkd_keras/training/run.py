@@ -109,20 +109,22 @@ def _train(
     observer.started(name, experiment.schedule.epochs)
     keras.utils.set_random_seed(folder.seed)
     student = build.build_network(experiment.student, splits.train, "student")
-    method = experiment.methods[folder.method]
-    distiller = build.build_distiller(teacher, student, method, folder.method, experiment.schedule)
+    distiller = build.build_distiller(teacher, student, experiment, folder.method)
+    augmentation = build.augmentation(experiment.data)
     clock, backup = data.EpochClock(), Backup(folder)
-    recorder = Recorder(folder, {**_environment(), "teacher_fingerprint": teacher_fingerprint})
+    facts = {"teacher_fingerprint": teacher_fingerprint, "data": splits.origin, "class_names": splits.train.class_names}
+    recorder = Recorder(folder, {**_environment(), **facts})
     epochs_done = backup.restore(distiller)
     recorder.resume(epochs_done)
     observer.progressed(name, epochs_done, {})
     distiller.fit(
-        data.training_batches(splits.train, experiment.data.batch_size, folder.seed, clock),
+        data.training_batches(splits.train, experiment.data.batch_size, folder.seed, clock, augmentation),
         epochs=experiment.schedule.epochs,
         initial_epoch=epochs_done,
         verbose=0,
         shuffle=False,  # the data shuffle themselves
-        validation_data=splits.validation and data.evaluation_batches(splits.validation, EVALUATION_BATCH),
+        validation_data=splits.validation
+        and data.evaluation_batches(splits.validation, EVALUATION_BATCH, one_hot=augmentation.mixes_labels),
         callbacks=[
             clock,
             keras.callbacks.LearningRateScheduler(experiment.schedule.learning_rate_at),
@@ -162,28 +164,29 @@ def _summary(
         "multiply_adds": models.multiply_adds(student),
         "teacher_fingerprint": recorder.environment["teacher_fingerprint"],
         "versions": recorder.environment["versions"],
+        "data": splits.origin,
+        "class_names": list(splits.train.class_names),
     }
 
 
-def _error(network: keras.Model, images: data.Images) -> float:
+def _error(network: keras.Model, images: data.AnyImages) -> float:
     """Returns the fraction of images that are put into a wrong class."""
-    predictions = network.predict(images.pixels, batch_size=EVALUATION_BATCH, verbose=0)
+    predictions = network.predict(data.evaluation_batches(images, EVALUATION_BATCH), verbose=0)
     return float(np.mean(np.argmax(predictions, axis=-1) != images.labels))
 
 
 def _write_similarities(
-    folder: RunFolder, teacher: keras.Model | None, student: keras.Model, test: data.Images
+    folder: RunFolder, teacher: keras.Model | None, student: keras.Model, test: data.AnyImages
 ) -> None:
     """Writes the similarity matrices of the first test images of each class, sorted by class."""
     classes = min(len(test.class_names), PICTURE_IMAGES)
     chosen = np.concatenate(
         [np.flatnonzero(test.labels == label)[: PICTURE_IMAGES // classes] for label in range(classes)]
     )
+    ((pixels, _),) = data.evaluation_batches(test.take(chosen), len(chosen))
     networks = {"student": student, "teacher": teacher}
     matrices: dict[str, Any] = {
-        name: _similarities(network, test.pixels[chosen])
-        for name, network in networks.items()
-        if _has_last_stage(network)
+        name: _similarities(network, pixels) for name, network in networks.items() if _has_last_stage(network)
     }
 
     def write(path: Path) -> None:
@@ -201,7 +204,7 @@ def _has_last_stage(network: keras.Model | None) -> bool:
         return False
 
 
-def _similarities(network: keras.Model, pixels: np.ndarray) -> np.ndarray:
+def _similarities(network: keras.Model, pixels: Any) -> np.ndarray:
     place = taps.resolve(network, None, "last_stage", "network")
     (activations,) = taps.tapped(network, place)(pixels, training=False)["taps"]
     return np.asarray(similarity_matrix(activations))

@@ -1,0 +1,87 @@
+"""A user's own photos: a folder for each split, in it one for each class."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from spkd_keras.data.augmentation import decode
+from spkd_keras.data.splits import Photos
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+SHOWN = 10  # unreadable files that a message names
+
+
+def image_folder(path: str | Path, size: int) -> tuple[Sequence[str], Callable[[str], Photos]]:
+    """Photos in `<path>/<split>/<class>/*.jpg`, or .jpeg, .png, .gif, .bmp.
+
+    Args:
+        path: the folder with `train`, `test` and, if there is one, `validation`.
+        size: side of the square that is cut out of each photo.
+
+    Returns:
+        The names of the splits, and a function that lists the photos of one, after it has decoded each of them once.
+
+    Raises:
+        ValueError: if there is no such folder, or a class' folder is empty; the function, if the splits' classes
+            differ or photos cannot be read.
+    """
+    root = Path(path)
+    splits = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
+    if "train" not in splits:
+        raise ValueError(f"{root} must have the folders train/<class>/ and test/<class>/ with photos in them.")
+    class_names = tuple(sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir()))
+    if len(class_names) < 2:
+        raise ValueError(f"{root / 'train'} must have a folder for each of at least two classes.")
+
+    def photos(split: str) -> Photos:
+        files, labels = _files(root / split, class_names)
+        _check_readable(files)
+        names = tf.constant([str(file) for file in files])
+        return Photos(
+            lambda number: tf.io.read_file(names[number]), np.arange(len(files)), np.array(labels), class_names, size
+        )
+
+    return splits, photos
+
+
+def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[int]]:
+    found = {inner.name: inner for inner in folder.iterdir() if inner.is_dir()}
+    if unknown := sorted(set(found) - set(class_names)):
+        raise ValueError(f"{folder} has classes that train has not: {', '.join(unknown)}.")
+    files, labels = [], []
+    for label, name in enumerate(class_names):
+        inside = sorted(found[name].rglob("*")) if name in found else []
+        photos = [file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file()]
+        if not photos:
+            raise ValueError(f"{folder / name} must have photos ({', '.join(SUFFIXES)}). Received: none.")
+        files += photos
+        labels += [label] * len(photos)
+    return files, labels
+
+
+def _check_readable(files: Sequence[Path]) -> None:
+    """Decodes every file, which takes about as long as an epoch of reading them."""
+
+    def is_readable(name: Any) -> Any:
+        return tf.numpy_function(_is_readable, [name], tf.bool)
+
+    names = tf.data.Dataset.from_tensor_slices([str(file) for file in files])
+    readable = names.map(is_readable, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    broken = [str(file) for file, good in zip(files, readable.as_numpy_iterator(), strict=True) if not good]
+    if broken:
+        more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+        raise ValueError(
+            f"{len(broken)} of {len(files)} photos cannot be read: {', '.join(broken[:SHOWN])}{more}. "
+            "Remove or replace them."
+        )
+
+
+def _is_readable(name: bytes) -> bool:
+    try:
+        decode(tf.io.read_file(name))
+    except tf.errors.OpError:
+        return False
+    return True

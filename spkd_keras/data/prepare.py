@@ -1,0 +1,202 @@
+"""Preparing a data set of TFDS: from its address, or from archives that the user has."""
+
+import difflib
+import functools
+import hashlib
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import keras
+import tensorflow_datasets as tfds
+
+from spkd_keras.data import builders  # noqa: F401  (registers them)
+
+ALIASES = {"dtd": "dtd_folds"}  # TFDS' own has the first fold only
+ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+
+
+def find_builder(name: str, data_dir: str | Path | None = None, **arguments: Any) -> Any:
+    """Returns the TFDS builder of a data set.
+
+    Args:
+        name: as TFDS has it, `cifar10` or `dtd/fold3`.
+        data_dir: where prepared data sets are; default `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        **arguments: others of `tfds.builder`.
+
+    Raises:
+        ValueError: if there is no such data set.
+    """
+    base, _, config = name.partition("/")
+    known = ALIASES.get(base, base)
+    try:
+        configs = [*tfds.builder_cls(known).builder_configs]
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise ValueError(f"TFDS has no data set {base!r}.{_nearest(base, tfds.list_builders())}") from error
+    if config and config.split("/")[0] not in configs:
+        raise ValueError(f"The data set {base!r} has no config {config!r}.{_nearest(config, configs)}")
+    return tfds.builder(f"{known}/{config}" if config else known, data_dir=data_dir, **arguments)
+
+
+def has_photos(builder: Any) -> bool:
+    """Whether the images of a data set differ in size."""
+    features = [feature for feature in builder.info.features.values() if isinstance(feature, tfds.features.Image)]
+    return any(None in feature.shape for feature in features)
+
+
+def check_prepared(builder: Any) -> None:
+    """Checks that a data set is there as a whole.
+
+    Raises:
+        ValueError: saying how to prepare it.
+    """
+    if not builder.is_prepared():
+        addresses = ", ".join(_addresses(builder))
+        raise ValueError(
+            f"{builder.info.full_name} is not prepared in {builder.data_dir}. Run `spkd data prepare "
+            f"{_own_name(builder)}`; without a network get {addresses or 'its archive'} elsewhere and add "
+            "`--manual-dir FOLDER`, the folder that it is in."
+        )
+
+
+def prepare(
+    name: str,
+    data_dir: str | Path | None = None,
+    manual_dir: str | Path | None = None,
+    notice: Callable[[str], None] = print,
+) -> Any:
+    """Downloads a data set, or takes its archives from a folder, and writes it as TFDS does.
+
+    What fails leaves nothing that looks prepared. Archives in the folder are compared with the checksum that TFDS
+    knows. One that was packed anew has another: that is told, and its content is checked by the archive's own checksum
+    and by the builder.
+
+    Args:
+        name: as TFDS has it.
+        data_dir: where to write it; default `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        manual_dir: folder with the archives under the names that their addresses end in; one archive of another name
+            is taken where one is needed.
+        notice: is told what the user should know.
+
+    Returns:
+        The builder.
+
+    Raises:
+        ValueError: if there is no such data set, or an archive is missing, truncated or not whole.
+        OSError: if it cannot be downloaded or written.
+    """
+    builder = find_builder(name, data_dir)
+    if builder.is_prepared():
+        return builder
+    if has_photos(builder):  # read in any order, not held in memory
+        builder = find_builder(name, data_dir, file_format="array_record")
+    if manual_dir is not None and not Path(manual_dir).is_dir():
+        raise ValueError(f"--manual-dir must be a folder. Received: {manual_dir}.")
+    split_generators = builder._split_generators
+
+    @functools.wraps(split_generators)  # TFDS looks at the signature
+    def from_files(manager: Any, *args: Any, **kwargs: Any) -> Any:
+        return split_generators(_Files(manager, builder, manual_dir, notice), *args, **kwargs)
+
+    builder._split_generators = from_files
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # each of its steps would be a line of a log
+    try:
+        with tempfile.TemporaryDirectory(prefix="spkd-") as extracted:  # TFDS would take an old extraction again
+            config = tfds.download.DownloadConfig(manual_dir=manual_dir, extract_dir=extracted)
+            builder.download_and_prepare(download_config=config)
+    except OSError as error:
+        if manual_dir is None or isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise ValueError(_broken(builder, manual_dir, error)) from error
+    except Exception as error:  # whatever half an archive makes its reader raise
+        raise ValueError(_broken(builder, manual_dir, error)) from error
+    return builder
+
+
+class _Files:
+    """A TFDS download manager that takes files from a folder, or says at once that there is no network.
+
+    TFDS itself tries for minutes, and takes a file of the user only if its checksum is the one it knows.
+    """
+
+    def __init__(self, manager: Any, builder: Any, folder: str | Path | None, notice: Callable[[str], None]) -> None:
+        self.manager, self.builder, self.notice = manager, builder, notice
+        self.folder = None if folder is None else Path(folder)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.manager, name)
+
+    def download(self, addresses: Any) -> Any:
+        """Returns the path of each file, in the same structure."""
+        if self.folder is not None:
+            return keras.tree.map_structure(self._in_folder, addresses)
+        for address in keras.tree.flatten(addresses):
+            _check_reachable(_url(address), self.builder)
+        return self.manager.download(addresses)
+
+    def download_and_extract(self, addresses: Any) -> Any:
+        """Returns the folder or file that each archive is extracted to, in the same structure."""
+        return self.manager.extract(self.download(addresses))
+
+    def _in_folder(self, address: Any) -> Path:
+        url, folder = _url(address), Path(str(self.folder))
+        path = folder / Path(urlparse(url).path).name
+        archives = [file for file in sorted(folder.iterdir()) if file.name.endswith(ARCHIVES)]
+        if not path.is_file() and len(archives) == 1:
+            path = archives[0]
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} must have the file {path.name}, which is at {url}.")
+        known = (self.builder.url_infos or {}).get(url)
+        if known is not None and _sha256(path) != known.checksum:
+            self.notice(
+                f"{path.name} is not byte for byte the file that TFDS knows ({known.size:,} bytes). It is taken if its "
+                "content is whole."
+            )
+        return path
+
+
+def _nearest(name: str, valid: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(nearest)}?" if nearest else ""
+
+
+def _url(address: Any) -> str:
+    return getattr(address, "url", address)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_reachable(url: str, builder: Any) -> None:
+    host = urlparse(url).hostname or ""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise ConnectionError(
+            f"{host} cannot be reached. Get {url} elsewhere and run `spkd data prepare {_own_name(builder)} "
+            "--manual-dir FOLDER`, with the folder that it is in."
+        ) from error
+
+
+def _broken(builder: Any, manual_dir: str | Path | None, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    where = "" if manual_dir is None else f" from {manual_dir}"
+    return f"{builder.info.full_name} could not be prepared{where}; nothing was kept: {reason}"
+
+
+def _addresses(builder: Any) -> list[str]:
+    module = __import__(type(builder).__module__, fromlist=["URL"])
+    return list(builder.url_infos or {}) or [url for url in [getattr(module, "URL", None)] if url]
+
+
+def _own_name(builder: Any) -> str:
+    names = {theirs: ours for ours, theirs in ALIASES.items()}
+    name = names.get(builder.name, builder.name)
+    return f"{name}/{builder.builder_config.name}" if builder.builder_config else name

@@ -1,0 +1,118 @@
+"""Reading what TFDS has prepared."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from spkd_keras.data.prepare import check_prepared, find_builder
+from spkd_keras.data.splits import AnyImages, Images, Photos
+
+BATCH = 1000
+LARGEST_IN_MEMORY = 4 * 2**30  # bytes of a split's pixels, or of its encoded photos where they are not indexed
+
+
+def prepared(name: str, size: int | None) -> tuple[Sequence[str], Callable[[str], AnyImages]]:
+    """A data set that TFDS has prepared, or `spkd data prepare`.
+
+    Images of one size are decoded into memory. Photos are read when they are needed: from disk where the set is
+    prepared as array records, as `spkd data prepare` does, else from memory.
+
+    Args:
+        name: as TFDS has it, `cifar10` or `dtd/fold3`.
+        size: side to which photos of different sizes are brought; they need it.
+
+    Returns:
+        The names of the splits, and a function that reads one.
+
+    Raises:
+        ValueError: if there is no such set, it is not prepared, or it is not one of images with one label each; the
+            function, if it is too large for the memory.
+    """
+    builder = find_builder(name)
+    check_prepared(builder)
+    image, label = _keys(builder)
+    class_names = tuple(builder.info.features[label].names)
+
+    def read(split: str) -> AnyImages:
+        shape = builder.info.features[image].shape
+        count = builder.info.splits[split].num_examples
+        if None not in shape and count * np.prod(shape) <= LARGEST_IN_MEMORY:
+            return _in_memory(builder, split, image, label, class_names)
+        if size is None:
+            raise ValueError(f"The photos of {name} differ in size or are too many for the memory: give `image_size`.")
+        return _photos(builder, split, image, label, class_names, size)
+
+    return list(map(str, builder.info.splits)), read
+
+
+def _keys(builder: Any) -> tuple[str, str]:
+    """Returns the names of the features that are the image and the label."""
+    features = builder.info.features
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    supervised = builder.info.supervised_keys or ()
+    images = [key for key in images if key in supervised] or images
+    labels = [key for key in labels if key in supervised] or labels
+    if len(images) != 1 or len(labels) != 1:
+        raise ValueError(
+            f"{builder.info.full_name} must have one image and one label. Received: {', '.join(features)}."
+        )
+    return images[0], labels[0]
+
+
+def _in_memory(builder: Any, split: str, image: str, label: str, class_names: tuple[str, ...]) -> Images:
+    count = builder.info.splits[split].num_examples
+    pixels = np.empty((count, *builder.info.features[image].shape), np.uint8)
+    labels = np.empty(count, np.int64)
+    start = 0
+    for batch in _batches(builder, split, {image, label}):
+        end = start + len(batch[label])
+        pixels[start:end], labels[start:end] = batch[image], batch[label]
+        start = end
+    if start != count:
+        raise ValueError(f"The {split} part of {builder.data_dir} has {start} images where {count} were written.")
+    return Images(pixels, labels, class_names)
+
+
+def _batches(builder: Any, split: str, keys: set[str]) -> Iterator[dict[str, Any]]:
+    if _is_indexed(builder):
+        examples = builder.as_data_source(split)
+        for start in range(0, len(examples), BATCH):
+            some = [examples[index] for index in range(start, min(start + BATCH, len(examples)))]
+            yield {key: np.stack([example[key] for example in some]) for key in keys}
+    else:
+        decoders = tfds.decode.PartialDecoding(dict.fromkeys(keys, True))
+        yield from builder.as_dataset(split, decoders=decoders, batch_size=BATCH).as_numpy_iterator()
+
+
+def _photos(builder: Any, split: str, image: str, label: str, class_names: tuple[str, ...], size: int) -> Photos:
+    count = builder.info.splits[split].num_examples
+    undecoded = {image: tfds.decode.SkipDecoding()}
+    if _is_indexed(builder):
+        examples = builder.as_data_source(split, decoders=undecoded)
+        labels = np.array([examples[index][label] for index in range(count)])
+
+        def read(number: Any) -> Any:
+            encoded = tf.numpy_function(lambda index: examples[int(index)][image], [number], tf.string)
+            return tf.ensure_shape(encoded, ())
+
+        return Photos(read, np.arange(count), labels, class_names, size)
+    if builder.info.splits[split].num_bytes > LARGEST_IN_MEMORY:
+        raise ValueError(
+            f"{builder.data_dir} is too large for the memory, and cannot be read out of order in the format "
+            f"{builder.info.file_format.value}. Prepare it as array records: spkd data prepare."
+        )
+    found = list(builder.as_dataset(split, decoders=undecoded).as_numpy_iterator())
+    encoded, labels = (
+        tf.constant([example[image] for example in found]),
+        np.array([example[label] for example in found]),
+    )
+    return Photos(lambda number: encoded[number], np.arange(count), labels, class_names, size)
+
+
+def _is_indexed(builder: Any) -> bool:
+    """Whether examples can be read in any order."""
+    return builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
