@@ -63,7 +63,9 @@ def test_the_complete_example(load):
 def test_the_shortest_experiment_has_the_published_defaults(load):
     experiment = load(SHORTEST)
     assert experiment.name == "tried", "the file's stem"
-    assert experiment.data == Data(name="digits", batch_size=128, validation=0.1, train_fraction=1.0)
+    assert experiment.data == Data(
+        name="digits", batch_size=128, augmentation="none", validation=None, test="test", train_fraction=1.0
+    )
     # Tung & Mori, section 4: 200 epochs, rate 0.1 falling by 0.2 at 60, 120 and 160, weight decay 5e-4.
     assert experiment.schedule == Schedule(
         epochs=200, learning_rate=0.1, weight_decay=5e-4, drops={0.3: 0.2, 0.6: 0.2, 0.8: 0.2}

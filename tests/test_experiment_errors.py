@@ -67,7 +67,10 @@ def test_text_that_is_no_experiment(load, text, said):
 # What is set in the experiment, and how the one line begins, after the file's name.
 WRONG = [
     ("dta={}", "unknown key `dta`. Did you mean `data`? Valid: name, data, teacher, student, schedule,"),
-    ("data.batchsize=3", "unknown key `batchsize` in `data`. Did you mean `batch_size`? Valid: name, batch_size,"),
+    (
+        "data.batchsize=3",
+        "unknown key `batchsize` in `data`. Did you mean `batch_size`? Valid: name, path, image_size,",
+    ),
     ("schedule.lr=3", "unknown key `lr` in `schedule`. Valid: epochs, optimizer, learning_rate,"),
     ("methods.kd.weight=3", "unknown key `weight` in `methods.kd`. "),
     ("int=3", "unknown key `int`. "),
@@ -79,8 +82,14 @@ WRONG = [
     ("data.batch_size=64.0", "`data.batch_size`: input should be a valid integer. Received: 64.0 (float)."),
     ("data.batch_size=true", "`data.batch_size`: input should be a valid integer. Received: True (bool)."),
     ("data.batch_size=1", "`data.batch_size`: input should be greater than or equal to 2. Received: 1 (int)."),
-    ("data.augmentation=flip", "`data.augmentation`: input should be 'none'. Received: 'flip' (str)."),
-    ("data.validation=1.0", "`data.validation`: input should be less than 1. Received: 1.0 (float)."),
+    (
+        "data.augmentation=flip",
+        "`data.augmentation`: input should be 'none', 'cifar' or 'imagenet'. Received: 'flip' (str).",
+    ),
+    (
+        "data.validation=1.0",
+        "`data.validation` must be the name of a split or a fraction from 0 to below 1, received 1.0.",
+    ),
     ("data.train_fraction=0", "`data.train_fraction`: input should be greater than 0. Received: 0 (int)."),
     ("schedule.epochs=0", "`schedule.epochs`: input should be greater than or equal to 1. Received: 0 (int)."),
     ("schedule.optimizer=adam", "`schedule.optimizer`: input should be 'sgd'. Received: 'adam' (str)."),

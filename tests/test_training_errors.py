@@ -125,7 +125,7 @@ def test_a_file_where_the_output_goes(tmp_path, place):
 # --- what cannot be built --------------------------------------------------------------------------------------------
 
 WRONG = [
-    ("data.name=digit", "data.name: unknown data set `digit`. Did you mean `digits`? Valid: digits."),
+    ("data.name=digit", "data: TFDS has no data set 'digit'. Did you mean digits or"),
     ("data.train_fraction=0.001", "data: `train_fraction` must leave an image of each of the 10 classes"),
     ("student.depth=15", "student: `depth` must be 6n + 4, for example 16 or 40. Received: depth=15."),
     ("teacher.depth=15", "teacher: `depth` must be 6n + 4, for example 16 or 40. Received: depth=15."),

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from spkd_keras.data import builders  # noqa: F401  (registers them)
 
 ALIASES = {"dtd": "dtd_folds"}  # TFDS' own has the first fold only
+NOT_OF_TFDS = ("digits", "image_folder")
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 
@@ -36,7 +37,8 @@ def find_builder(name: str, data_dir: str | Path | None = None, **arguments: Any
     try:
         configs = [*tfds.builder_cls(known).builder_configs]
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        raise ValueError(f"TFDS has no data set {base!r}.{_nearest(base, tfds.list_builders())}") from error
+        names = [*NOT_OF_TFDS, *ALIASES, *tfds.list_builders(with_community_datasets=False)]  # those need a network
+        raise ValueError(f"TFDS has no data set {base!r}.{_nearest(base, names)}") from error
     if config and config.split("/")[0] not in configs:
         raise ValueError(f"The data set {base!r} has no config {config!r}.{_nearest(config, configs)}")
     return tfds.builder(f"{known}/{config}" if config else known, data_dir=data_dir, **arguments)

@@ -37,6 +37,8 @@ def from_keras(application: str, **arguments: Any) -> keras.Model:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise ValueError(f"keras.applications.{application} refuses {given}: {' '.join(str(error).split())}") from error
     except Exception as error:  # Keras raises no kind of its own for a download that fails
+        if arguments.get("weights") is None or isinstance(error, Warning):
+            raise
         raise OSError(
             f"The weights of keras.applications.{application} could not be loaded; Keras downloads them once into "
             f"$KERAS_HOME/models (~/.keras/models): {' '.join(str(error).split())}"
@@ -72,7 +74,8 @@ def keras_application(
     valid = [parameter for parameter in inspect.signature(function).parameters if parameter not in SETTLED]
     for argument in arguments:
         if argument not in valid:
-            raise ValueError(f"keras.applications.{name} takes no {argument!r} here.{_nearest(argument, valid)}")
+            settled = " It is settled here." if argument in SETTLED else _nearest(argument, valid)
+            raise ValueError(f"keras.applications.{name} takes no {argument!r} here.{settled}")
     shape = blocks.check_arguments(1, num_classes, image_shape, total_stride=1)
     arguments = {"weights": None} | arguments
     with_top = num_classes == 1000 and arguments["weights"] == "imagenet"

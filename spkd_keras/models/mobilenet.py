@@ -40,7 +40,8 @@ def mobilenet(
     | `logits` | classes | float32, no softmax |
 
     Padding is "same". Keras' own MobileNet pads strided layers on the right and at the bottom only, which is the same
-    where sides are even; where a side is odd (not at multiples of 32) ours rounds up and Keras' down.
+    where sides are even; where a side is odd (not at multiples of 32) ours rounds up and Keras' down, so that the same
+    weights give other logits there.
 
     Args:
         width: multiplier k of the channels, above 0, rounded down.

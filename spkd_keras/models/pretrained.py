@@ -54,7 +54,7 @@ def load(
             raise ValueError("`skip_head` says how `weights` are loaded. Received: skip_head=True without weights.")
     elif weights == "imagenet":
         _load_imagenet(model, skip_head, imagenet, width)
-    elif isinstance(weights, str | Path):
+    elif isinstance(weights, str | Path) and str(weights):
         _load_file(model, Path(weights), skip_head)
     else:
         raise ValueError(f'`weights` must be None, "imagenet" or the path of a file. Received: weights={weights!r}.')

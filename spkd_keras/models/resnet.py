@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from spkd_keras.models import blocks, pretrained
@@ -62,7 +63,7 @@ def resnet(
     """
     if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
         raise ValueError(f"`depth` must be 6n + 2, for example 20 or 56. Received: depth={depth!r}.")
-    channels = tuple(widths) if isinstance(widths, Sequence) else ()
+    channels = tuple(np.asarray(widths).tolist()) if isinstance(widths, Sequence | np.ndarray) else ()
     if len(channels) != 4 or not all(type(count) is int and count > 0 for count in channels):
         raise ValueError(
             "`widths` must be the channels of the stem and of three stages, for example (16, 16, 32, 64). "
