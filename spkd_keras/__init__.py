@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from spkd_keras import data, losses, models, optimizers
-    from spkd_keras.distiller import Distiller, Term
+    from spkd_keras.distiller import Distiller, Term, TermWeightSchedule, WeightSchedule
 
 __version__ = "0.1.0"
-__all__ = ["Distiller", "Term", "data", "losses", "models", "optimizers"]
+_CLASSES = ("Distiller", "Term", "TermWeightSchedule", "WeightSchedule")
+__all__ = ["Distiller", "Term", "TermWeightSchedule", "WeightSchedule", "data", "losses", "models", "optimizers"]
 
 
 def __getattr__(name: str) -> object:
-    if name in ("Distiller", "Term"):
+    if name in _CLASSES:
         return getattr(importlib.import_module("spkd_keras.distiller"), name)
     if name in __all__:
         return importlib.import_module(f"spkd_keras.{name}")

@@ -11,6 +11,7 @@ if keras.config.backend() != "tensorflow":
 import spkd_keras.losses
 import spkd_keras.optimizers  # noqa: F401 - a saved Distiller names its classes
 from spkd_keras.distiller.model import Distiller
+from spkd_keras.distiller.schedules import TermWeightSchedule, WeightSchedule
 from spkd_keras.distiller.term import Term
 
-__all__ = ["Distiller", "Term"]
+__all__ = ["Distiller", "Term", "TermWeightSchedule", "WeightSchedule"]

@@ -237,7 +237,7 @@ class Distiller(StudentKeeper):
             y_pred, student_taps = self._wiring.run_student(x, training=True, with_taps=bool(self.terms))
             losses = self._compiled_loss(y, y_pred, sample_weight)
             if self.terms:
-                losses |= self._term_values(teacher_taps, student_taps, training=True)
+                losses |= self._term_values(teacher_taps, student_taps, y, training=True)
             objective = self._objective(losses, self.student_loss_weight)
             scaled = self.optimizer.scale_loss(objective)
         if self.trainable_variables:
@@ -261,7 +261,7 @@ class Distiller(StudentKeeper):
         y_pred, student_taps = self._wiring.run_student(x, training=False, with_taps=with_terms)
         losses = self._compiled_loss(y, y_pred, sample_weight)
         if with_terms:
-            losses |= self._term_values(self._wiring.run_teacher(x), student_taps, training=False)
+            losses |= self._term_values(self._wiring.run_teacher(x), student_taps, y, training=False)
         if not losses and (y is None or self._compile_metrics is None):
             raise ValueError(
                 "`evaluate` needs labels y and a compiled loss or metric, or a Distiller with evaluate_terms=True. "
@@ -276,12 +276,15 @@ class Distiller(StudentKeeper):
             return {}
         return {"student_loss": self._compile_loss(y, y_pred, sample_weight)}
 
-    def _term_values(self, teacher_taps: list[Any], student_taps: list[Any], training: bool) -> dict[str, Any]:
+    def _term_values(self, teacher_taps: list[Any], student_taps: list[Any], y: Any, training: bool) -> dict[str, Any]:
         values = {}
         for name, teacher, student in self._wiring.pairs(teacher_taps, student_taps):
             if name in self.adapters:
                 student = self.adapters[name](student, training=training)
-            values[name] = self._wiring.terms[name].loss(teacher, student)
+            term = self._wiring.terms[name]
+            if term.needs_labels and y is None:
+                raise ValueError(f"The term '{name}' needs labels y. Received: images only.")
+            values[name] = term.loss((teacher, y) if term.needs_labels else teacher, student)
         return values
 
     def _objective(self, losses: dict[str, Any], student_loss_weight: float) -> Any:

@@ -49,8 +49,9 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
     Args:
         model: the network.
         names: one layer's path, a tuple of them, or None for the default tap.
-        default_tap: `"logits"`; `"last_stage"`: the highest layer named `stage<N>`, else the input of the last global
-            pooling or flatten; `"all_stages"`: every layer named `stage<N>`, in order.
+        default_tap: `"logits"`; `"embedding"`: the input of the last dense layer; `"last_stage"`: the highest layer
+            named `stage<N>`, else the input of the last global pooling or flatten; `"all_stages"`: every layer named
+            `stage<N>`, in order.
         role: "teacher" or "student", for the messages.
 
     Raises:
@@ -70,6 +71,9 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
             if name not in paths:
                 raise ValueError(_unknown_layer(name, list(paths), role, model.name))
         return tuple(Tap(name) for name in wanted)
+    dense = [path for path, layer in paths.items() if isinstance(layer, layers.Dense)]
+    if default_tap == "embedding" and dense:
+        return (Tap(dense[-1], is_input=True),)
     stages = sorted((int(found.group(1)), path) for path in paths if (found := re.search(r"(?:^|/)stage(\d+)$", path)))
     if default_tap == "all_stages" and stages:
         return tuple(Tap(path) for _, path in stages)
@@ -80,10 +84,14 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
     pooling = [path for path in pooling if has_positions(paths[path].input)] or pooling
     if default_tap == "last_stage" and pooling:
         return (Tap(pooling[-1], is_input=True),)
+    missing = {
+        "embedding": "no dense layer",
+        "last_stage": "no layer named stage<N> and no global pooling or flatten",
+        "all_stages": "no layer named stage<N>",
+    }
     raise ValueError(
-        f"The {role} '{model.name}' has no layer named stage<N>"
-        f"{' and no global pooling or flatten' if default_tap == 'last_stage' else ''}, where this loss looks by "
-        f"default. Name the layers in the term: {role}=... Its layers: {', '.join(paths)}."
+        f"The {role} '{model.name}' has {missing[default_tap]}, where this loss looks by default. Name the layers in "
+        f"the term: {role}=... Its layers: {', '.join(paths)}."
     )
 
 

@@ -83,6 +83,11 @@ class Term:
         """Whether the loss compares the examples of a batch with each other."""
         return getattr(self.loss, "batch_relational", False)
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss gets the labels beside the teacher's tensor."""
+        return getattr(self.loss, "needs_labels", False)
+
     def get_config(self) -> dict[str, Any]:
         """Returns a configuration that `from_config` takes, with the loss and the adapter serialised."""
         return {

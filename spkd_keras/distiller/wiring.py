@@ -149,8 +149,9 @@ class Wiring:
         if teacher_values is None or student_values is None:
             return
         for name, teacher, student in self.pairs(teacher_values, student_values):
+            target = (teacher, keras.ops.zeros((2,), "int32")) if self.terms[name].needs_labels else teacher
             try:
-                self.terms[name].loss(teacher, adapters[name](student) if name in adapters else student)
+                self.terms[name].loss(target, adapters[name](student) if name in adapters else student)
             except (ValueError, TypeError, tf.errors.OpError) as error:
                 shapes = [keras.tree.map_structure(lambda x: tuple(x.shape[1:]), side) for side in (teacher, student)]
                 raise ValueError(

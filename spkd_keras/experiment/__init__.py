@@ -1,6 +1,7 @@
 """An experiment as data: a frozen, validated model of its YAML file. Imports no TensorFlow."""
 
 from spkd_keras.experiment.loading import load_experiment, override
+from spkd_keras.experiment.presets import loss_facts, presets
 from spkd_keras.experiment.problems import ExperimentError, unknown, validated
 from spkd_keras.experiment.schema import (
     BASELINE,
@@ -12,6 +13,7 @@ from spkd_keras.experiment.schema import (
     Schedule,
     Teacher,
     TermSpec,
+    WeightScheduleSpec,
     differences,
 )
 
@@ -26,9 +28,12 @@ __all__ = [
     "Schedule",
     "Teacher",
     "TermSpec",
+    "WeightScheduleSpec",
     "differences",
     "load_experiment",
+    "loss_facts",
     "override",
+    "presets",
     "unknown",
     "validated",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from spkd_keras.experiment.presets import expand_methods
 from spkd_keras.experiment.problems import ExperimentError, shown, validated
 from spkd_keras.experiment.schema import Experiment
 
@@ -45,24 +46,16 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     if not isinstance(plain, dict):
         raise ExperimentError(f"{path} must be a mapping with data, teacher, student, ... Received: {shown(plain)}.")
     plain = {"name": path.stem, **plain}
-    _expand_methods(plain)  # so that an override finds `terms`
+    expand_methods(plain)  # so that an override finds `terms`
     for text in overrides:
         override(plain, text)
-    _expand_methods(plain)  # an override may have set a list
+    expand_methods(plain)  # an override may have set a list
     experiment = validated(Experiment, plain, str(path))
     try:
         experiment.teacher_training()  # the teacher's schedule is checked with it
     except ExperimentError as error:
         raise ExperimentError(f"{path}: {error}") from None
     return experiment
-
-
-def _expand_methods(plain: dict[str, Any]) -> None:
-    """Writes in full the methods that are a bare list of terms."""
-    if isinstance(plain.get("methods"), dict):
-        for name, method in plain["methods"].items():
-            if method is None or isinstance(method, list):
-                plain["methods"][name] = {"terms": method or []}
 
 
 def override(plain: dict[str, Any], assignment: str) -> None:

@@ -139,8 +139,19 @@ class Teacher(Network):
         return self
 
 
+class WeightScheduleSpec(_Model):
+    """How a term's weight changes: linear warm-up over epochs, cosine decay to zero, and zero from an epoch on."""
+
+    warm_up: int = Field(0, ge=0)
+    decay: Literal["none", "cosine"] = "none"
+    until: int | None = Field(None, ge=1)
+
+
 class TermSpec(_Model):
-    """A term: a loss by name with its arguments, its weight, and the layers (a name, or a list) where it looks."""
+    """A term: a loss by name with its arguments, its weight, and the layers (a name, or a list) where it looks.
+
+    `schedule` changes the weight from epoch to epoch.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
@@ -149,6 +160,7 @@ class TermSpec(_Model):
     teacher: Any = None
     student: Any = None
     name: str | None = None
+    schedule: WeightScheduleSpec = WeightScheduleSpec()
 
     # Not typed as a union, for which pydantic reports a problem with each of its members.
     @pydantic.field_validator("teacher", "student")

@@ -1,5 +1,7 @@
 """What every distillation loss has in common."""
 
+import math
+import numbers
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -7,8 +9,11 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-Tap = Literal["last_stage", "all_stages", "logits"]
-Shape = tuple[int | None, ...]
+Tap = Literal["last_stage", "all_stages", "embedding", "logits"]
+Shape = tuple[Any, ...]  # of integers, and None for what is open
+
+# Squared length at which a vector counts as dead, for example of an image on which every activation is zero after ReLU.
+DEAD = 1e-24
 
 
 class DistillationLoss(keras.losses.Loss):
@@ -20,9 +25,11 @@ class DistillationLoss(keras.losses.Loss):
 
     Class attributes:
         default_tap: which layers are compared when a `Term` names none: `"last_stage"`,
-            `"all_stages"` or `"logits"`.
+            `"all_stages"`, `"embedding"` (what goes into the classifier) or `"logits"`.
         batch_relational: whether the value of one example depends on the other examples of the batch.
             Such a loss has nothing to say about a batch of one.
+        needs_labels: whether `y_true` is a pair of the teacher's tensor and the labels, integers of shape `(batch,)` or
+            shares of classes of shape `(batch, classes)`.
 
     Args:
         reduction: as in `keras.losses.Loss`; default `"sum_over_batch_size"`, the mean over the batch.
@@ -35,6 +42,7 @@ class DistillationLoss(keras.losses.Loss):
 
     default_tap: Tap = "logits"
     batch_relational: bool = False
+    needs_labels: bool = False
 
     def __init__(
         self, reduction: str | None = "sum_over_batch_size", name: str | None = None, dtype: Any = None
@@ -67,6 +75,33 @@ class DistillationLoss(keras.losses.Loss):
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration; unlike Keras' own (3.15), it keeps the dtype."""
         return {**super().get_config(), "dtype": self.dtype}
+
+
+def check_positive(**values: Any) -> None:
+    """Checks that arguments are finite numbers above 0.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+            raise ValueError(f"`{name}` must be finite and above 0. Received: {name}={value!r}.")
+
+
+def unit(vectors: Any, axis: int = -1) -> Any:
+    """Returns vectors scaled to length one along an axis; a dead one (squared length up to 1e-24) becomes zero.
+
+    It is masked before the reciprocal square root, so that no gradient passes it.
+    """
+    squared = ops.sum(ops.square(vectors), axis=axis, keepdims=True)
+    alive = ops.logical_not(squared <= DEAD)  # "not below", so that NaN stays NaN and is seen
+    inverse = ops.rsqrt(ops.where(alive, squared, ops.ones_like(squared)))
+    return ops.where(alive, vectors * inverse, ops.zeros_like(vectors))
+
+
+def flat(tensor: Any) -> Any:
+    """Returns a tensor as one row for each example."""
+    return ops.reshape(tensor, (ops.shape(tensor)[0], -1))
 
 
 def snake_case(name: str) -> str:

@@ -5,11 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32, check_same_size
-
-# Squared norm of a row of the Gram matrix below which the row counts as dead, for example an image on
-# which every activation is zero after a ReLU.
-DEAD_ROW = 1e-24
+from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32, check_same_size, flat, unit
 
 
 def similarity_matrix(activations: Any) -> Any:
@@ -30,12 +26,8 @@ def similarity_matrix(activations: Any) -> Any:
     Reference: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, eq. 1-3.
     """
     (activations,) = at_least_float32(activations)
-    features = ops.reshape(activations, (ops.shape(activations)[0], -1))
-    similarities = ops.matmul(features, ops.transpose(features))
-    norm_squared = ops.sum(ops.square(similarities), axis=1, keepdims=True)
-    alive = ops.logical_not(norm_squared <= DEAD_ROW)  # "not below", so that NaN stays NaN and is seen
-    inverse_norm = ops.rsqrt(ops.where(alive, norm_squared, ops.ones_like(norm_squared)))
-    return ops.where(alive, similarities * inverse_norm, ops.zeros_like(similarities))
+    features = flat(activations)
+    return unit(ops.matmul(features, ops.transpose(features)))
 
 
 def similarity_preserving(teacher: Any, student: Any) -> Any:

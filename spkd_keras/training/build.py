@@ -11,8 +11,8 @@ from typing import Any
 import keras
 
 from spkd_keras import data, models, optimizers
-from spkd_keras.distiller import Distiller, Term
-from spkd_keras.experiment import Data, Experiment, ExperimentError, Network, unknown
+from spkd_keras.distiller import Distiller, Term, TermWeightSchedule, WeightSchedule
+from spkd_keras.experiment import Data, Experiment, ExperimentError, Method, Network, unknown
 from spkd_keras.losses import LOSSES
 
 APPLICATIONS = "keras_applications."  # before the name of one of Keras' own networks
@@ -142,6 +142,12 @@ def build_distiller(teacher: keras.Model | None, student: keras.Model, experimen
         metrics=[accuracy(name="accuracy")],
     )
     return distiller
+
+
+def weight_schedules(distiller: Distiller, method: Method) -> TermWeightSchedule:
+    """Returns the callback that changes the weights of the terms as a method says."""
+    pairs = zip(distiller.terms, method.terms, strict=True)
+    return TermWeightSchedule({str(term.name): WeightSchedule(**spec.schedule.model_dump()) for term, spec in pairs})
 
 
 def check(experiment: Experiment, splits: data.Splits) -> None:

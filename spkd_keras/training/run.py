@@ -128,6 +128,7 @@ def _train(
         callbacks=[
             clock,
             keras.callbacks.LearningRateScheduler(experiment.schedule.learning_rate_at),
+            build.weight_schedules(distiller, experiment.methods[folder.method]),
             recorder,
             backup,
             Reporter(functools.partial(observer.progressed, name)),

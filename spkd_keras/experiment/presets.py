@@ -1,0 +1,50 @@
+"""The published methods and what is known of the losses, read from `methods.yaml`."""
+
+import copy
+import functools
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from spkd_keras.experiment.problems import ExperimentError, shown, unknown
+
+
+@functools.cache
+def _known() -> dict[str, Any]:
+    return yaml.safe_load(resources.files(__package__).joinpath("methods.yaml").read_text(encoding="utf-8"))
+
+
+def loss_facts() -> dict[str, dict[str, Any]]:
+    """Returns, for each loss' name, its formula, published weight, between which networks it works, cost and source."""
+    return copy.deepcopy(_known()["losses"])
+
+
+def presets() -> dict[str, Any]:
+    """Returns the published methods by name, as an experiment has them."""
+    return copy.deepcopy(_known()["methods"])
+
+
+def expand_methods(plain: dict[str, Any]) -> None:
+    """Writes in full, in place, an experiment's methods that are names of presets or bare lists of terms.
+
+    Raises:
+        ExperimentError: if there is no such preset.
+    """
+    methods = plain.get("methods")
+    if isinstance(methods, list):
+        if not all(isinstance(name, str) for name in methods):
+            raise ExperimentError(
+                f"`methods` as a list must have names of published methods. Received: {shown(methods)}."
+            )
+        methods = {name: name for name in methods}
+    if isinstance(methods, dict):
+        plain["methods"] = {name: _in_full(method) for name, method in methods.items()}
+
+
+def _in_full(method: Any) -> Any:
+    if isinstance(method, str):
+        if method not in presets():
+            raise ExperimentError(f"methods: {unknown('method', method, presets())}")
+        method = presets()[method]
+    return {"terms": method or []} if method is None or isinstance(method, list) else method
