@@ -1,0 +1,158 @@
+"""Every method as a list of terms: known by name, trained from YAML, and none of them special to the Distiller."""
+
+import keras
+import numpy as np
+import pytest
+from networks import CLASSES, cross_entropy, images, small_network
+from tiny_experiment import summary_of
+
+from spkd_keras import Distiller, Term, losses, models
+from spkd_keras.data import digits
+from spkd_keras.experiment import ExperimentError, loss_facts, presets
+from spkd_keras.losses import LOSSES
+from spkd_keras.training import run_experiment
+
+DIGITS = """
+data: {name: digits, batch_size: 64, train_fraction: 0.2, validation: 0}
+teacher: {model: wide_resnet, depth: 16, width: 2, schedule: {epochs: 1}}
+student: {model: wide_resnet, depth: 16, width: 1}
+schedule: {epochs: 1, learning_rate: 0.01}
+"""
+
+
+def distiller(loss, width=8, **arguments):
+    return Distiller(small_network(width), small_network(4), [Term(loss, **arguments)], student_loss_weight=0.0)
+
+
+def test_every_loss_is_known_by_its_name_and_explained():
+    assert list(loss_facts()) == list(LOSSES)
+    for name, facts in loss_facts().items():
+        assert set(facts) == {"formula", "weight", "across", "cost", "reference"}, name
+        assert LOSSES[name]().name == name
+
+
+def test_every_published_method_is_made_of_known_losses(load):
+    experiment = load(DIGITS + f"methods: [{', '.join(presets())}]")
+    assert list(experiment.methods) == list(presets())
+    assert {"student", "kd", "at", "sp", "kd+sp", "at+sp"} <= set(presets())
+    used = {term.loss for method in experiment.methods.values() for term in method.terms}
+    assert used == set(LOSSES)
+    # Tung & Mori: gamma 3000, KD with temperature 4 and alpha 0.9, beta 1000.
+    assert experiment.methods["sp"].terms[0].weight == 3000.0
+    assert experiment.methods["at"].terms[0].weight == 1000.0
+    kd = experiment.methods["kd+sp"]
+    assert (kd.student_loss_weight, kd.terms[0].weight, kd.terms[0].arguments) == (0.1, 0.9, {"temperature": 4.0})
+
+
+def test_a_preset_is_named_in_a_list_or_under_another_name_and_changed_from_outside(load):
+    named = load(DIGITS + "methods: {student: [], mine: at+sp}", "methods.mine.terms.1.weight=7.0")
+    assert [term.weight for term in named.methods["mine"].terms] == [1000.0, 7.0]
+    assert presets()["at+sp"][1]["weight"] == 3000.0
+    with pytest.raises(ExperimentError, match=r"unknown method `sq`\. Did you mean `sp`\?"):
+        load(DIGITS + "methods: [student, sq]")
+    with pytest.raises(ExperimentError, match=r"must have names of .*methods"):
+        load(DIGITS + "methods: [[student]]")
+
+
+@pytest.mark.slow
+def test_every_published_method_runs(load, tmp_path):
+    root = run_experiment(load(DIGITS + f"methods: [{', '.join(presets())}]"), tmp_path)
+    for name in presets():
+        assert 0 <= summary_of(root / f"{name}-seed0")["test_error"] <= 1
+        student = keras.saving.load_model(root / f"{name}-seed0" / "student.keras")
+        assert student.count_params() == models.wide_resnet(16, 1, image_shape=(8, 8, 1)).count_params()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_term_falls_on_a_fixed_batch(name, eager):
+    train, _ = digits()
+    teacher = models.wide_resnet(16, 2, image_shape=(8, 8, 1))
+    student = models.wide_resnet(16, 1, image_shape=(8, 8, 1))
+    model = Distiller(teacher, student, [Term(LOSSES[name]())], student_loss_weight=0.0)
+    model.compile(keras.optimizers.Adam(0.003), cross_entropy(), run_eagerly=eager)
+    history = model.fit(train.pixels[:32], train.labels[:32], batch_size=32, epochs=20, shuffle=False, verbose=0)
+    values = history.history[name]
+    assert values[-1] < values[0] - 0.1 * abs(values[0])
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_in_mixed_precision(name, policy):
+    keras.config.set_dtype_policy(policy)
+    model = distiller(LOSSES[name]())
+    model.compile("sgd", cross_entropy())
+    x, y = images(16)
+    value = model.fit(x, y, batch_size=8, verbose=0).history[name][0]
+    keras.config.set_dtype_policy("float32")
+    assert np.isfinite(value)
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_files_keep_the_loss_and_its_adapter(name, tmp_path):
+    model = distiller(LOSSES[name]())
+    model.compile("sgd", cross_entropy())
+    x, y = images(16)
+    model.fit(x, y, batch_size=8, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    loaded.teacher = model.teacher
+    one, other = (each.fit(x, y, batch_size=8, verbose=0, shuffle=False).history for each in (model, loaded))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("loss", "layers"),
+    [
+        (losses.Hint(), {"teacher": "stage1", "student": "stage2"}),
+        (losses.VariationalInformation(), {"teacher": "stage1", "student": "stage2"}),
+    ],
+)
+def test_what_does_not_fit_is_told_with_what_to_do(loss, layers):
+    with pytest.raises(ValueError, match=r"(?s)(positions|multiple).*(adapter|layers)"):
+        distiller(loss, **layers)
+
+
+def test_adapters_are_where_channels_differ():
+    assert not distiller(losses.Hint(), width=4).adapters
+    assert list(distiller(losses.Hint()).adapters) == ["hint"]
+    head = distiller(losses.VariationalInformation()).adapters["variational_information"]
+    assert isinstance(head, losses.VariationalHead)
+    # softplus(scale) + epsilon = 5 at the beginning.
+    np.testing.assert_allclose(head(np.zeros((1, 4, 4, 4), "float32"))[..., 8:], 5.0, rtol=1e-6)
+    assert head(np.zeros((1, 8, 8, 4), "float32")).shape == (1, 4, 4, 16)
+
+
+def test_the_embedding_is_what_goes_into_the_classifier():
+    teacher, student = small_network(8), small_network(4)
+    model = Distiller(teacher, student, [Term(losses.RelationalDistance())])
+    x, y = images(8)
+    model.compile("sgd", cross_entropy())
+    embedding = [keras.Model(net.input, net.get_layer("pooling").output)(x) for net in (teacher, student)]
+    expected = float(losses.RelationalDistance()(*embedding))
+    # Training mode changes the student's BatchNormalization, so it is compared in evaluation.
+    model.evaluate_terms = True
+    assert model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)["relational_distance"] == pytest.approx(
+        expected, rel=1e-5
+    )
+    no_dense = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(CLASSES, 8), keras.layers.Flatten()])
+    with pytest.raises(ValueError, match="has no dense layer, where this loss looks by default"):
+        Distiller(no_dense, student, [Term(losses.RelationalDistance())])
+
+
+def test_a_loss_that_needs_labels_gets_them():
+    model = distiller(losses.DecoupledDistillation())
+    x, y = images(8)
+    model.compile("sgd", cross_entropy())
+    model.evaluate_terms = True
+    logits = model.teacher(x), model.student(x)
+    value = model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)["decoupled_distillation"]
+    expected = float(np.mean(losses.decoupled_distillation(*logits, y)))
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert expected != pytest.approx(
+        float(np.mean(losses.decoupled_distillation(*logits, (y + 1) % CLASSES))), rel=1e-3
+    )
+    with pytest.raises(ValueError, match="The term 'decoupled_distillation' needs labels y"):
+        model.fit(x, batch_size=8, verbose=0)
