@@ -8,6 +8,7 @@ import pytest
 from networks import images, small_network
 
 from spkd_keras import report
+from spkd_keras.experiment import loss_facts
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,3 +47,12 @@ def test_the_recorded_runs_are_of_the_experiment_as_it_is() -> None:
 def test_what_the_readme_names_exists() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_table_of_losses_is_the_one_that_spkd_prints():
+    rows = [line.split(" | ") for line in README.splitlines() if line.startswith("| `")]
+    shown = {cells[0].strip("| `"): cells[1:] for cells in rows if len(cells) == 6}
+    assert list(shown) == list(loss_facts())
+    for name, facts in loss_facts().items():
+        told = [cell.replace("&#124;", "|").removesuffix(" |") for cell in shown[name]]
+        assert told == [str(facts[key]) for key in ("formula", "weight", "across", "cost", "reference")]
