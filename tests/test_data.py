@@ -1,4 +1,4 @@
-"""Digits, splits, and batches whose order is a function of seed, epoch and position alone."""
+"""Digits, and batches whose order is a function of seed, epoch and position alone."""
 
 import json
 import subprocess
@@ -8,29 +8,15 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from pictures import numbered, rows
 from sklearn.datasets import load_digits
 
-from spkd_keras.data import (
-    DATASETS,
-    EpochClock,
-    Images,
-    check_images,
-    digits,
-    evaluation_batches,
-    split,
-    training_batches,
-)
+from spkd_keras.data import DATASETS, EpochClock, digits, evaluation_batches, training_batches
 
 
 @pytest.fixture(scope="module")
 def loaded():
     return digits()
-
-
-def numbered(count, classes=2):
-    """Images that can be told apart: the only pixel is the image's number."""
-    pixels = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
-    return Images(pixels, np.arange(count, dtype=np.int64) % classes, tuple(map(str, range(classes))))
 
 
 def order(batches):
@@ -43,11 +29,6 @@ def order_of(seed, epoch, count=50, batch_size=8):
     clock = EpochClock()
     clock.on_epoch_begin(epoch)
     return order(training_batches(numbered(count), batch_size, seed, clock))
-
-
-def rows(images):
-    """Images as a set, to compare parts by what is in them."""
-    return {(pixels.tobytes(), int(label)) for pixels, label in zip(images.pixels, images.labels, strict=True)}
 
 
 # --- digits ----------------------------------------------------------------------------------------------------------
@@ -88,91 +69,6 @@ def test_digits_are_always_the_same(loaded):
     for before, again in zip(loaded, digits(), strict=True):
         np.testing.assert_array_equal(before.pixels, again.pixels)
         np.testing.assert_array_equal(before.labels, again.labels)
-
-
-# --- splits ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("validation", "train_fraction", "sizes"),
-    [
-        # Of 200 images; fractions of what validation leaves.
-        (0.0, 1.0, (200, None)),
-        (0.1, 1.0, (180, 20)),
-        (0.2, 0.5, (80, 40)),
-        (0.0, 0.25, (50, None)),
-    ],
-)
-def test_split_sizes(validation, train_fraction, sizes):
-    train, test = numbered(200), numbered(30)
-    parts = split(train, test, validation, train_fraction)
-    assert (len(parts.train), parts.validation and len(parts.validation)) == sizes
-    assert parts.test is test
-    for part in (parts.train, parts.validation or parts.train):
-        assert set(np.bincount(part.labels)) == {len(part) // 2}, "both classes alike, as in the whole"
-        assert part.class_names == train.class_names
-        assert rows(part) <= rows(train), "the labels stay with their images"
-    if parts.validation:
-        assert not rows(parts.train) & rows(parts.validation)
-
-
-def test_split_is_always_the_same_and_holds_out_the_same_images_whatever_is_used():
-    np.random.seed(1)  # scikit-learn's default source of randomness
-    first = split(numbered(200), numbered(30), 0.2, 1.0)
-    again = split(numbered(200), numbered(30), 0.2, 1.0)
-    np.testing.assert_array_equal(first.train.pixels, again.train.pixels)
-    fewer = split(numbered(200), numbered(30), 0.2, 0.3)
-    np.testing.assert_array_equal(first.validation.pixels, fewer.validation.pixels)
-    assert rows(fewer.train) < rows(first.train)
-
-
-@pytest.mark.parametrize(
-    ("validation", "train_fraction", "said"),
-    [
-        (0.01, 1.0, "`validation` must leave an image of each of the 4 classes .* 100 images.* validation=0.01"),
-        (0.99, 1.0, "`validation` must leave an image of each of the 4 classes .* 100 images.* validation=0.99"),
-        (0.2, 0.01, "`train_fraction` must leave .* the split of 80 images.* train_fraction=0.01"),
-    ],
-)
-def test_parts_that_are_too_small(validation, train_fraction, said):
-    with pytest.raises(ValueError, match=said):
-        split(numbered(100, classes=4), numbered(20, classes=4), validation, train_fraction)
-
-
-# Spoils the 20 pixels or the 20 labels, 0 and 1 in turn.
-@pytest.mark.parametrize(
-    ("pixels", "labels", "said"),
-    [
-        (lambda p: p[:0], lambda y: y[:0], "^the train part has no images"),
-        (lambda p: p / np.float32(255), None, r"uint8 pixels .* Received: float32 pixels of shape \(20, 1, 1, 1\)"),
-        (
-            lambda p: p[..., 0],
-            None,
-            r"of shape \(n, height, .* Received: uint8 pixels of shape \(20, 1, 1\) and labels",
-        ),
-        (
-            lambda p: p[:-1],
-            None,
-            r"labels of shape \(n,\)\. Received: uint8 pixels of shape \(19, 1, 1, 1\) and labels of shape \(20,\)",
-        ),
-        (None, lambda y: y.astype(float), r"integer labels\. Received: float64"),
-        (None, lambda y: y == 1, r"integer labels\. Received: bool"),
-        (None, lambda y: y + 1, r"labels from 0 to 1, .* 2 classes\. Received: labels from 1 to 2"),
-        (None, lambda y: y - 1, "Received: labels from -1 to 0"),
-        # A column of labels would broadcast against the predictions instead of being compared with them.
-        (None, lambda y: y[:, np.newaxis], r"\(20, 1\)"),
-    ],
-)
-def test_what_a_loader_must_give(pixels, labels, said):
-    right = numbered(20)
-    check_images(right, "the train part")
-    wrong = Images(
-        pixels(right.pixels) if pixels else right.pixels,
-        labels(right.labels) if labels else right.labels,
-        right.class_names,
-    )
-    with pytest.raises(ValueError, match=said):
-        check_images(wrong, "the train part")
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
