@@ -11,6 +11,7 @@ from keras import layers
 from networks import CLASSES, assert_same_weights, cross_entropy, weights
 
 from spkd_keras import Distiller, Term, losses, models
+from spkd_keras.distiller import taps as places
 
 IMAGE_SHAPE = (32, 32, 3)
 SP = losses.SimilarityPreserving
@@ -189,3 +190,25 @@ def test_errors_of_an_application(name, arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         models.keras_application(name, **{**ARGUMENTS, "weights": None} | arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["EfficientNetV2B0", "EfficientNetB0", "MobileNetV3Small"])
+def test_the_default_tap_is_before_the_closing_pooling_and_not_in_a_branch(name):
+    # Squeeze-and-excite branches pool too; at 32x32 the closing pooling has a single position left.
+    network = models.keras_application(name, num_classes=3, image_shape=(32, 32, 3))
+    (tap,) = places.resolve(network, None, "last_stage", "teacher")
+    assert str(tap) == "input of pooling"
+
+
+def test_integers_and_shapes_may_be_numpys():
+    network = models.mobilenet(0.25, num_classes=np.int64(5), image_shape=np.array([32, 32, 3]))
+    assert network.output_shape == (None, 5)
+    assert models.resnet(np.int64(8), np.array([4, 4, 8, 8])).name == "resnet_8_4_4_8_8"
+
+
+def test_a_fingerprint_sees_the_order_of_the_channels():
+    network = models.keras_application("VGG16", num_classes=3, image_shape=(32, 32, 3))
+    image = keras.Input((32, 32, 3))
+    x = network.get_layer("backbone")(network.get_layer("preprocessing")(image))
+    unreversed = keras.Model(image, network.get_layer("logits")(network.get_layer("pooling")(x)))
+    assert models.fingerprint(network) != models.fingerprint(unreversed)

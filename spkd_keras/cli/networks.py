@@ -20,7 +20,7 @@ def models(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A family, for example mobilenet; keras_applications.<Name>; or a .keras file. Default: list all.",
+            help="A family, for example mobilenet; `keras_applications.<Name>`; or a .keras file. Default: list all.",
             show_default=False,
         ),
     ] = None,
@@ -29,7 +29,7 @@ def models(
     classes: Annotated[int | None, typer.Option(help="Number of classes.", show_default=False)] = None,
     image: Annotated[
         str | None,
-        typer.Option(metavar="HxWxC", help="Size of the images, for example 96x96x3, or 96.", show_default=False),
+        typer.Option(metavar="HxWxC", help="Size of the images, for example 96x96x3.", show_default=False),
     ] = None,
     overrides: Annotated[
         list[str] | None,

@@ -81,7 +81,8 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
         return (Tap(stages[-1][1]),)
     pooling = [path for path, layer in paths.items() if isinstance(layer, POOLING)]
     # A flatten behind a global pooling has no positions left to flatten.
-    pooling = [path for path in pooling if has_positions(paths[path].input)] or pooling
+    while len(pooling) > 1 and isinstance(paths[pooling[-1]], layers.Flatten) and _is_pooled(paths[pooling[-1]]):
+        pooling.pop()
     if default_tap == "last_stage" and pooling:
         return (Tap(pooling[-1], is_input=True),)
     missing = {
@@ -193,9 +194,10 @@ def num_classes(model: keras.Model) -> int | None:
     return model.outputs[0].shape[-1] if is_graph(model) else None
 
 
-def has_positions(activations: Any) -> bool:
-    """Whether these are activations at more than one position of the image."""
-    return len(activations.shape) == 4 and tuple(activations.shape[1:3]) != (1, 1)
+def _is_pooled(layer: layers.Layer) -> bool:
+    """Whether what goes into a layer has no positions of the image left."""
+    shape = tuple(layer.input.shape)
+    return len(shape) != 4 or shape[1:3] == (1, 1)
 
 
 def gives_probabilities(model: keras.Model, tap: Tap) -> bool:

@@ -99,6 +99,12 @@ def unit(vectors: Any, axis: int = -1) -> Any:
     return ops.where(alive, vectors * inverse, ops.zeros_like(vectors))
 
 
+def centered(values: Any, axis: int) -> Any:
+    """Returns values less their mean along an axis; exactly zero where they are equal, which a mean alone is not."""
+    shifted = values - ops.take(values, [0], axis=axis)
+    return shifted - ops.mean(shifted, axis=axis, keepdims=True)
+
+
 def flat(tensor: Any) -> Any:
     """Returns a tensor as one row for each example."""
     return ops.reshape(tensor, (ops.shape(tensor)[0], -1))

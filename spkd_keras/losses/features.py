@@ -97,7 +97,8 @@ class VariationalHead(layers.Layer):
         for convolution in self.convolutions:
             convolution.build(shape)
             shape = convolution.compute_output_shape(shape)
-        start = math.log(math.expm1(self.initial_variance - self.epsilon))  # softplus of it is the initial variance
+        above = self.initial_variance - self.epsilon
+        start = above + math.log(-math.expm1(-above))  # its softplus is `above`; no overflow where that is large
         self.scale = self.add_weight(
             shape=(self.channels,), initializer=keras.initializers.Constant(start), name="scale", autocast=False
         )
@@ -169,6 +170,11 @@ class VariationalInformation(DistillationLoss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per example, shape `(batch,)`; `y_pred` is what the head gives."""
         teacher, head = at_least_float32(y_true, y_pred)
+        if head.shape[-1] != 2 * teacher.shape[-1]:
+            raise ValueError(
+                "VariationalInformation needs a mean and a variance for each of the teacher's channels, as a "
+                f"VariationalHead adapter gives them. Received: shapes {tuple(teacher.shape)} and {tuple(head.shape)}."
+            )
         mean, variance = ops.split(head, 2, axis=-1)
         _check_same_shape(teacher, mean)
         values = 0.5 * (ops.square(teacher - mean) / variance + ops.log(variance))

@@ -5,7 +5,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32, check_positive, check_same_size, unit
+from spkd_keras.losses.base import (
+    DistillationLoss,
+    Tap,
+    at_least_float32,
+    centered,
+    check_positive,
+    check_same_size,
+    unit,
+)
 
 
 def soft_targets(teacher_logits: Any, student_logits: Any, temperature: float = 4.0) -> Any:
@@ -92,11 +100,11 @@ def standardized(logits: Any) -> Any:
     Reference: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, section 4.
     """
     (logits,) = at_least_float32(logits)
-    centered = logits - ops.mean(logits, axis=-1, keepdims=True)
-    variance = ops.sum(ops.square(centered), axis=-1, keepdims=True) / (logits.shape[-1] - 1)
+    from_mean = centered(logits, axis=-1)
+    variance = ops.sum(ops.square(from_mean), axis=-1, keepdims=True) / (logits.shape[-1] - 1)
     alive = ops.logical_not(variance <= 0)
     deviation = ops.sqrt(ops.where(alive, variance, ops.ones_like(variance)))
-    return ops.where(alive, centered / (deviation + 1e-7), ops.zeros_like(centered))
+    return ops.where(alive, from_mean / (deviation + 1e-7), ops.zeros_like(from_mean))
 
 
 def decoupled_distillation(
@@ -132,6 +140,10 @@ def decoupled_distillation(
     check_same_size(teacher_logits, student_logits, -1, "classes")
     classes = student_logits.shape[-1]
     labels = ops.convert_to_tensor(labels)
+    shares = len(labels.shape) == 2 and labels.shape[-1] != 1
+    check_same_size(student_logits, labels, 0, "images, as logits and labels,")
+    if shares:
+        check_same_size(student_logits, labels, -1, "classes, as logits and labels,")
     if len(labels.shape) == 2 and labels.shape[-1] == classes:
         labels = ops.argmax(labels, axis=-1)
     is_target = ops.cast(ops.one_hot(ops.reshape(ops.cast(labels, "int32"), (-1,)), classes), "bool")
@@ -181,6 +193,8 @@ class DecoupledDistillation(DistillationLoss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per example, shape `(batch,)`."""
+        if not isinstance(y_true, tuple | list) or len(y_true) != 2:
+            raise ValueError("DecoupledDistillation needs labels: loss((teacher_logits, labels), student_logits).")
         teacher, labels = y_true
         return decoupled_distillation(teacher, y_pred, labels, self.alpha, self.beta, self.temperature)
 
@@ -223,8 +237,8 @@ class DIST(DistillationLoss):
         teacher, student = (ops.softmax(logits / self.temperature, axis=-1) for logits in (teacher, student))
 
         def distance(axis: int) -> Any:
-            centered = [values - ops.mean(values, axis=axis, keepdims=True) for values in (teacher, student)]
-            return 1 - ops.sum(unit(centered[0], axis) * unit(centered[1], axis), axis=axis)
+            directions = [unit(centered(values, axis), axis) for values in (teacher, student)]
+            return 1 - ops.sum(directions[0] * directions[1], axis=axis)
 
         return self.temperature**2 * (self.beta * distance(-1) + self.gamma * ops.mean(distance(0)))
 

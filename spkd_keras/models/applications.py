@@ -82,7 +82,9 @@ def keras_application(
     image = keras.Input(shape, name="image")
     x = _preprocessing(image, function)
     top = {"classifier_activation": None} if with_top else {}
-    x = from_keras(name, input_shape=shape, include_top=with_top, name="backbone", **top, **arguments)(x)
+    backbone = from_keras(name, input_shape=shape, include_top=with_top, **top, **arguments)
+    backbone.name = "backbone"  # given as an argument, it is a KeyError in EfficientNetV2 (Keras 3.12 to 3.15)
+    x = backbone(x)
     if with_top:
         return keras.Model(image, layers.Activation("linear", dtype="float32", name="logits")(x), name=name)
     return blocks.classifier(image, x, num_classes, name)

@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -50,7 +50,7 @@ def scale_channels(channels: float, width: float, divisor: int = 1) -> int:
 def check_arguments(
     width: float, num_classes: int, image_shape: Sequence[int], total_stride: int
 ) -> tuple[int, int, int]:
-    """Checks what all builders have in common and returns the image shape as a tuple.
+    """Checks what all builders have in common and returns the image shape as a tuple of Python's integers.
 
     Args:
         width: above 0.
@@ -65,11 +65,13 @@ def check_arguments(
         raise ValueError(f"`width` must be finite and above 0, for example 1 or 0.5. Received: width={width!r}.")
     if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise ValueError(f"`num_classes` must be an integer of at least 2. Received: num_classes={num_classes!r}.")
-    shape = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
-    if len(shape) != 3 or not all(isinstance(side, int | np.integer) and side > 0 for side in shape):
+    shape = tuple(image_shape) if isinstance(image_shape, Iterable) else ()
+    if len(shape) != 3 or not all(isinstance(side, numbers.Integral) and type(side) is not bool for side in shape):
+        shape = (0,)
+    if min(shape) < 1:
         raise ValueError(
             "`image_shape` must be (height, width, channels), for example (32, 32, 3). "
-            f"Received: image_shape={image_shape}."
+            f"Received: image_shape={image_shape!r}."
         )
     if min(shape[:2]) < total_stride:
         raise ValueError(
@@ -108,6 +110,8 @@ def image_input(image_shape: tuple[int, int, int], mean: PixelStatistics, std: P
         raise ValueError(f"`std` must be above 0, in 0..255 units. Received: std={std}.")
     scale = [1 / deviation for deviation in per_channel["std"]]
     offset = [-center / deviation for center, deviation in zip(per_channel["mean"], per_channel["std"], strict=True)]
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError("The networks are built for channels_last. Call keras.config.set_image_data_format.")
     image = keras.Input(image_shape, name="image")
     # float32 whatever the policy: float16 and bfloat16 would round the pixels.
     return image, layers.Rescaling(scale, offset, dtype="float32", name="preprocessing")(image)
@@ -148,4 +152,4 @@ def batch_normalization(x: Any, *, synchronized: bool | None, epsilon: float = 1
 def classifier(image: Any, x: Any, num_classes: int, name: str) -> keras.Model:
     """Returns the network: global average pooling and a dense layer `logits`, in float32 whatever the policy."""
     x = layers.GlobalAveragePooling2D(name="pooling")(x)
-    return keras.Model(image, layers.Dense(num_classes, dtype="float32", name="logits")(x), name=name)
+    return keras.Model(image, layers.Dense(int(num_classes), dtype="float32", name="logits")(x), name=name)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,8 +11,30 @@ import numpy as np
 # Settings that decide what the usual layers compute, beside their weights. Names, dtype policies, `trainable` flags and
 # what only matters in training are not among them, nor is what another version of Keras may add.
 SETTINGS = (
-    *("activation", "axis", "data_format", "dilation_rate", "epsilon", "groups", "interpolation", "keepdims", "mean"),
-    *("negative_slope", "max_value", "offset", "padding", "pool_size", "scale", "size", "strides", "target_shape"),
+    *(
+        "activation",
+        "axis",
+        "data_format",
+        "dilation_rate",
+        "dims",
+        "epsilon",
+        "groups",
+        "interpolation",
+        "keepdims",
+        "mean",
+    ),
+    *(
+        "indices_or_sections",
+        "negative_slope",
+        "max_value",
+        "offset",
+        "padding",
+        "pool_size",
+        "scale",
+        "size",
+        "strides",
+        "target_shape",
+    ),
     *("threshold", "variance"),
 )
 
@@ -31,17 +54,20 @@ def fingerprint(model: keras.Model) -> str:
     for weight in model.weights:
         digest.update(f"{tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(np.ascontiguousarray(weight).tobytes())
-    for layer in _inner_layers(model):
-        config = layer.get_config()
+    for operation in _inner_operations(model):
+        config = operation.get_config()
         chosen = {name: config[name] for name in SETTINGS if name in config}
-        settings = json.dumps([type(layer).__name__, chosen], sort_keys=True, default=lambda value: str(type(value)))
+        settings = json.dumps(
+            [type(operation).__name__, chosen], sort_keys=True, default=lambda value: str(type(value))
+        )
         digest.update(settings.encode())
     return digest.hexdigest()[:32]
 
 
-def _inner_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _inner_layers(layer)
-        elif not isinstance(layer, keras.layers.InputLayer):
-            yield layer
+def _inner_operations(model: keras.Model) -> Iterator[Any]:
+    """Yields layers, and operations of `keras.ops` such as a split, going into nested models."""
+    for operation in getattr(model, "operations", model.layers):
+        if isinstance(operation, keras.Model):
+            yield from _inner_operations(operation)
+        elif not isinstance(operation, keras.layers.InputLayer):
+            yield operation

@@ -49,8 +49,8 @@ def mobilenet_v2(
     | `logits` | classes | float32, no softmax |
 
     Args:
-        width: multiplier k of the channels, above 0, rounded to the nearest multiple of 8 that is not more than a
-            tenth below.
+        width: multiplier k of the channels, above 0, rounded down, then to the nearest multiple of 8 that is not
+            more than a tenth below that.
         num_classes: at least 2.
         image_shape: (height, width, channels), sides of at least 32.
         weights: None for random ones; "imagenet" for those that `keras.applications` downloads or finds in its cache
@@ -78,7 +78,13 @@ def mobilenet_v2(
     shape = blocks.check_arguments(width, num_classes, image_shape, total_stride=32)
     if head not in ("scaled", "fixed"):
         raise ValueError(f'`head` must be "scaled" or "fixed". Received: head={head!r}.')
-    if weights == "imagenet" and width < 1 and head == "scaled":
+    if (
+        isinstance(weights, str)
+        and weights == "imagenet"
+        and width in IMAGENET.alphas
+        and width < 1
+        and head == "scaled"
+    ):
         raise ValueError(
             f'The ImageNet weights below width 1 have 1280 channels in the head: give head="fixed". Received: '
             f"width={width}, head={head!r}."

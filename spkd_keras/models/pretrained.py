@@ -68,6 +68,7 @@ def _load_imagenet(model: keras.Model, skip_head: bool, imagenet: ImageNet | Non
         raise ValueError(
             f"The ImageNet weights exist at width {', '.join(map(str, imagenet.alphas))} only. Received: width={width}."
         )
+    alpha = imagenet.alphas[imagenet.alphas.index(width)]  # a Python number, which names a file
     height, wide, channels = model.input_shape[1:]
     if channels != 3:
         raise ValueError(f"The ImageNet weights are for images of 3 channels. Received: {channels}.")
@@ -75,7 +76,7 @@ def _load_imagenet(model: keras.Model, skip_head: bool, imagenet: ImageNet | Non
     classes = model.get_layer(LOGITS).units
     with_head = classes == 1000 and not skip_head
     source = from_keras(
-        imagenet.application, input_shape=(size, size, 3), alpha=width, weights="imagenet", include_top=with_head
+        imagenet.application, input_shape=(size, size, 3), alpha=alpha, weights="imagenet", include_top=with_head
     )
     targets = [layer for layer in model.layers if layer.weights and (with_head or layer.name != LOGITS)]
     sources = [layer for layer in source.layers if layer.weights]
@@ -93,7 +94,7 @@ def _load_file(model: keras.Model, path: Path, skip_head: bool) -> None:
         raise ValueError(f"`weights`: the file does not exist: {path}.")
     try:
         shapes = _layers_in(path)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"`weights`: {path} cannot be read: {' '.join(str(error).split())}") from error
     _check_layers(model, shapes, path)
     head, kernel = model.get_layer(LOGITS), shapes[LOGITS][0]

@@ -1,5 +1,6 @@
 """Residual networks for small images."""
 
+import numbers
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ def resnet(
     Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, with a 1x1 convolution
     and BatchNormalization as shortcut where the shape changes, as in the code that published results on these use.
     """
-    if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
+    if not isinstance(depth, numbers.Integral) or depth < 8 or (depth - 2) % 6:
         raise ValueError(f"`depth` must be 6n + 2, for example 20 or 56. Received: depth={depth!r}.")
     channels = tuple(np.asarray(widths).tolist()) if isinstance(widths, Sequence | np.ndarray) else ()
     if len(channels) != 4 or not all(type(count) is int and count > 0 for count in channels):

@@ -1,5 +1,6 @@
 """Wide residual networks."""
 
+import numbers
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -58,7 +59,7 @@ def wide_resnet(
 
     Reference: Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016.
     """
-    if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
+    if not isinstance(depth, numbers.Integral) or depth < 10 or (depth - 4) % 6:
         raise ValueError(f"`depth` must be 6n + 4, for example 16 or 40. Received: depth={depth!r}.")
     shape = blocks.check_arguments(width, num_classes, image_shape, total_stride=4)
     normalize = partial(blocks.batch_normalization, synchronized=synchronized)

@@ -78,6 +78,8 @@ def build_network(spec: Network, images: data.AnyImages, role: str) -> keras.Mod
             f"{role}: `num_classes` must be {classes}, the number of classes of the data. "
             f"Received: {network.output_shape[-1]}. Leave it out."
         )
+    if not network.built or not getattr(network, "inputs", None):
+        raise ExperimentError(f"{role}: '{network.name}' is not built. Call it on a batch of images before saving it.")
     inputs = [tuple(tensor.shape[1:]) for tensor in network.inputs]
     if (
         len(inputs) != 1
