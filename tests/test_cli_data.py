@@ -97,7 +97,6 @@ def test_show_a_folder_of_photos(here):
         assert min(picture.size) > 100
 
 
-@pytest.mark.xfail(strict=True, reason="it refuses sets of fewer images than it draws: `batch_size` must be at most 10")
 def test_show_a_set_of_few_photos(here):
     photo_folder(here / "photos", {"train": 5, "test": 2})
     fields = ["path=photos", "image_size=32", "validation=0"]
@@ -192,7 +191,6 @@ def test_what_cannot_be_prepared(here, monkeypatch, arguments, code, said):
     assert call("data", "prepare", "cinic10", "--manual-dir", "manual").exit_code == 0
 
 
-@pytest.mark.xfail(strict=True, reason="it says that there is no such set and asks whether it was meant")
 @pytest.mark.parametrize("name", ["digits", "image_folder"])
 def test_what_need_not_be_prepared(name):
     result = call("data", "prepare", name)

@@ -214,7 +214,6 @@ def test_mixup_and_cutmix_exclude_each_other():
             build(both)
 
 
-@pytest.mark.xfail(strict=True, reason="Keras' layers are made in the global policy")
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("augmentation", [EACH[0], EACH[2], Augmentation(randaugment=0.5)])
 def test_a_mixture_does_not_depend_on_the_precision_of_the_networks(augmentation, policy):

@@ -9,8 +9,6 @@ from pictures import CINIC10_ARCHIVE, cinic10, dtd_members
 
 from spkd_keras.data.builders import Cinic10, DtdFolds
 
-pytest.importorskip("dill", reason="TFDS' test case needs dill, which TFDS 4.9.10 does not declare")
-
 
 class _OnExamples(tfds.testing.DatasetBuilderTestCase):
     """Runs on examples that are written for it; the archives have no checksums that are known to TFDS."""

@@ -81,7 +81,6 @@ def test_an_experiment_that_does_not_fit_the_digits(fields, said):
     assert refusal(name="digits", **fields).startswith(said)
 
 
-@pytest.mark.xfail(strict=True, reason="the message shows `test` alone, which may be right")
 def test_two_equal_splits_are_both_named(folder):
     assert "train" in refusal(**of(folder, validation="train")).partition("Received: ")[2]
 
@@ -104,7 +103,6 @@ def test_labels_that_no_class_has(monkeypatch, labels, part, said):
     assert said in refusal(name="wrong")
 
 
-@pytest.mark.xfail(strict=True, reason="below 0 is taken for none, above 1 for all")
 @pytest.mark.parametrize("fractions", [{"validation": -0.1}, {"train_fraction": 1.5}])
 def test_fractions_out_of_range(fractions):
     with pytest.raises(ValueError, match="Received: "):
@@ -133,7 +131,6 @@ def test_a_set_that_there_is_not(name, said):
 
 @pytest.mark.usefixtures("nothing_prepared")
 @pytest.mark.parametrize(("name", "nearest"), [("dtd:1.0.0", "dtd"), ("CIFAR10", "cifar10")])
-@pytest.mark.xfail(strict=True, reason="`dtd` is named twice; capitals are never near to small letters")
 def test_the_nearest_names_are_useful(name, nearest):
     said = refusal(name=name)
     assert said.partition("Did you mean ")[2].rstrip("?").split(" or ").count(nearest) == 1
@@ -176,7 +173,6 @@ def half(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.mark.xfail(strict=True, reason="what TensorFlow or array_record raise is passed on, or the labels are blamed")
 @pytest.mark.parametrize("damage", [half, lambda file: file.unlink(), lambda file: file.write_bytes(b"no records")])
 @pytest.mark.parametrize("name", ["cinic10", "dtd/fold1"])
 def test_a_prepared_set_that_is_damaged_says_so(textures, tmp_path, monkeypatch, name, damage):

@@ -37,14 +37,14 @@ def difference(one, other):
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="TensorFlow's default for JPEG is a fast, biased transform")
 @pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 60, "subsampling": 0}, {"progressive": True}])
 def test_a_jpeg_is_decoded_as_others_decode_it(options):
     content = saved(smooth(96, 120), **options)
     expected = np.asarray(Image.open(io.BytesIO(content)))
     assert difference(decode(content), expected).max() <= 1
     whole = np.asarray(central_crop(content, 96 * 7 // 8))  # the middle, not resized
-    assert difference(whole, expected[6:90, 18:102]).max() <= 1
+    # At the border of a window, halved colours lack the neighbours that they are smoothed with.
+    assert difference(whole, expected[6:90, 18:102])[1:-1, 1:-1].max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,6 @@ def test_cifar10_has_its_images(cifar10):
     assert cifar10.origin["validation"] == "0.1 of train, stratified, seed 0"
 
 
-@pytest.mark.xfail(strict=True, reason="TFDS decodes JPEG with TensorFlow's fast, biased transform: blue is 1.2% low")
 def test_cifar10_has_its_colours(cifar10):
     # Mean and standard deviation of each channel of the 50,000, as WideResNet's published code has them.
     counts = sum(

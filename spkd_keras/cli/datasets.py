@@ -65,7 +65,7 @@ def show(
         plain: dict[str, Any] = {"name": name}
         for assignment in overrides or ():
             override(plain, assignment)
-        spec = validated(Data, {"batch_size": SHOWN_IMAGES} | plain, "data")
+        spec = validated(Data, {"batch_size": 2} | plain, "data")
         out = out or Path(f"{spec.name.replace('/', '-')}.png")
         with starting_tensorflow():
             facts = _drawn(spec, out)
@@ -93,10 +93,12 @@ def _drawn(spec: Data, out: Path) -> dict[str, Any]:
     from spkd_keras.training import build
 
     splits = build.load_data(spec)
-    batches = data.training_batches(splits.train, spec.batch_size, 0, data.EpochClock(), build.augmentation(spec))
+    count = min(SHOWN_IMAGES, len(splits.train))
+    batches = data.training_batches(splits.train, count, 0, data.EpochClock(), build.augmentation(spec))
     pixels, labels = next(batches.as_numpy_iterator())
     names = splits.train.class_names
     labels = np.argmax(labels, axis=-1) if labels.ndim == 2 else labels  # of the largest share where they are mixed
+    out.parent.mkdir(parents=True, exist_ok=True)
     plots.draw_images(pixels, [names[label] for label in labels], out)
     parts = {}
     for part in ("train", "validation", "test"):

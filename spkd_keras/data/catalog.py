@@ -51,7 +51,16 @@ def load(
         if isinstance(split, str) and split not in splits:
             raise ValueError(f"`{key}`: {name} has no split {split!r}. It has {', '.join(splits)}.")
     if len({"train", test, validation}) < 3:
-        raise ValueError(f"`validation` and `test` must be other splits than train and each other. Received: {test}.")
+        raise ValueError(
+            "`validation` and `test` must be other splits than train and each other. "
+            f"Received: validation={validation!r}, test={test!r}."
+        )
+    for key, fraction, valid in (
+        ("validation", validation, "from 0 to below 1"),
+        ("train_fraction", train_fraction, "above 0, up to 1"),
+    ):
+        if not isinstance(fraction, str) and not (0 <= fraction < 1 if key == "validation" else 0 < fraction <= 1):
+            raise ValueError(f"`{key}` must be a fraction {valid}. Received: {key}={fraction!r}.")
 
     def checked(split: str) -> AnyImages:
         images = read(split)

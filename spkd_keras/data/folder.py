@@ -32,7 +32,7 @@ def image_folder(path: str | Path, size: int) -> tuple[Sequence[str], Callable[[
     splits = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
     if "train" not in splits:
         raise ValueError(f"{root} must have the folders train/<class>/ and test/<class>/ with photos in them.")
-    class_names = tuple(sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir()))
+    class_names = tuple(sorted(_classes(root / "train")))
     if len(class_names) < 2:
         raise ValueError(f"{root / 'train'} must have a folder for each of at least two classes.")
 
@@ -47,8 +47,13 @@ def image_folder(path: str | Path, size: int) -> tuple[Sequence[str], Callable[[
     return splits, photos
 
 
+def _classes(folder: Path) -> dict[str, Path]:
+    """Returns the folders of the classes; hidden ones are other programs'."""
+    return {inner.name: inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith(".")}
+
+
 def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[int]]:
-    found = {inner.name: inner for inner in folder.iterdir() if inner.is_dir()}
+    found = _classes(folder)
     if unknown := sorted(set(found) - set(class_names)):
         raise ValueError(f"{folder} has classes that train has not: {', '.join(unknown)}.")
     files, labels = [], []

@@ -2,10 +2,12 @@
 
 import difflib
 import functools
+import gzip
 import hashlib
 import socket
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,8 @@ def prepare(
         ValueError: if there is no such data set, or an archive is missing, truncated or not whole.
         OSError: if it cannot be downloaded or written.
     """
+    if name in NOT_OF_TFDS:
+        raise ValueError(f"{name} needs no preparation. Use it as it is: `spkd data show {name}`.")
     builder = find_builder(name, data_dir)
     if builder.is_prepared():
         return builder
@@ -154,7 +158,10 @@ class _Files:
         if not path.is_file():
             raise FileNotFoundError(f"{folder} must have the file {path.name}, which is at {url}.")
         known = (self.builder.url_infos or {}).get(url)
-        if known is not None and _sha256(path) != known.checksum:
+        if known is not None and _sha256(path) == known.checksum:
+            return path
+        _check_gzip(path)
+        if known is not None:
             self.notice(
                 f"{path.name} is not byte for byte the file that TFDS knows ({known.size:,} bytes). It is taken if its "
                 "content is whole."
@@ -163,12 +170,25 @@ class _Files:
 
 
 def _nearest(name: str, valid: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    nearest = difflib.get_close_matches(name.lower(), dict.fromkeys(valid), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(nearest)}?" if nearest else ""
 
 
 def _url(address: Any) -> str:
     return getattr(address, "url", address)
+
+
+def _check_gzip(path: Path) -> None:
+    """Reads a gzip file to its end, where its checksum is; readers of archives stop before."""
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return
+    try:
+        with gzip.open(path) as content:
+            while content.read(2**20):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path.name} is not whole: {error}") from error
 
 
 def _sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from spkd_keras.data.augmentation import decode
 from spkd_keras.data.prepare import check_prepared, find_builder
 from spkd_keras.data.splits import AnyImages, Images, Photos
 
@@ -39,11 +40,19 @@ def prepared(name: str, size: int | None) -> tuple[Sequence[str], Callable[[str]
     def read(split: str) -> AnyImages:
         shape = builder.info.features[image].shape
         count = builder.info.splits[split].num_examples
-        if None not in shape and count * np.prod(shape) <= LARGEST_IN_MEMORY:
-            return _in_memory(builder, split, image, label, class_names)
-        if size is None:
+        in_memory = None not in shape and count * np.prod(shape) <= LARGEST_IN_MEMORY
+        if not in_memory and size is None:
             raise ValueError(f"The photos of {name} differ in size or are too many for the memory: give `image_size`.")
-        return _photos(builder, split, image, label, class_names, size)
+        try:
+            if in_memory:
+                return _in_memory(builder, split, image, label, class_names)
+            return _photos(builder, split, image, label, class_names, int(size or 0))
+        except Exception as error:  # whatever TensorFlow or array_record make of damaged files
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"The {split} part of {builder.data_dir} cannot be read; remove that folder and run "
+                f"`spkd data prepare {name}` again: {reason}"
+            ) from error
 
     return list(map(str, builder.info.splits)), read
 
@@ -65,27 +74,32 @@ def _keys(builder: Any) -> tuple[str, str]:
 
 def _in_memory(builder: Any, split: str, image: str, label: str, class_names: tuple[str, ...]) -> Images:
     count = builder.info.splits[split].num_examples
-    pixels = np.empty((count, *builder.info.features[image].shape), np.uint8)
-    labels = np.empty(count, np.int64)
-    start = 0
-    for batch in _batches(builder, split, {image, label}):
-        end = start + len(batch[label])
-        pixels[start:end], labels[start:end] = batch[image], batch[label]
+    shape = builder.info.features[image].shape
+    pixels, labels, start = np.empty((count, *shape), np.uint8), np.empty(count, np.int64), 0
+    for encoded, batch_labels in _batches(builder, split, image, label):
+        images = tf.data.Dataset.from_tensor_slices(encoded).map(
+            lambda one: decode(one, channels=shape[-1]), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+        end = start + len(batch_labels)
+        pixels[start:end] = next(images.batch(len(batch_labels)).as_numpy_iterator())
+        labels[start:end] = batch_labels
         start = end
     if start != count:
-        raise ValueError(f"The {split} part of {builder.data_dir} has {start} images where {count} were written.")
+        raise ValueError(f"there are {start} images where {count} were written")
     return Images(pixels, labels, class_names)
 
 
-def _batches(builder: Any, split: str, keys: set[str]) -> Iterator[dict[str, Any]]:
+def _batches(builder: Any, split: str, image: str, label: str) -> Iterator[tuple[list[bytes], Any]]:
+    """Yields encoded images and their labels."""
+    undecoded = {image: tfds.decode.SkipDecoding()}
     if _is_indexed(builder):
-        examples = builder.as_data_source(split)
+        examples = builder.as_data_source(split, decoders=undecoded)
         for start in range(0, len(examples), BATCH):
             some = [examples[index] for index in range(start, min(start + BATCH, len(examples)))]
-            yield {key: np.stack([example[key] for example in some]) for key in keys}
+            yield [example[image] for example in some], np.array([example[label] for example in some])
     else:
-        decoders = tfds.decode.PartialDecoding(dict.fromkeys(keys, True))
-        yield from builder.as_dataset(split, decoders=decoders, batch_size=BATCH).as_numpy_iterator()
+        for batch in builder.as_dataset(split, decoders=undecoded, batch_size=BATCH).as_numpy_iterator():
+            yield batch[image], batch[label]
 
 
 def _photos(builder: Any, split: str, image: str, label: str, class_names: tuple[str, ...], size: int) -> Photos:
@@ -93,7 +107,7 @@ def _photos(builder: Any, split: str, image: str, label: str, class_names: tuple
     undecoded = {image: tfds.decode.SkipDecoding()}
     if _is_indexed(builder):
         examples = builder.as_data_source(split, decoders=undecoded)
-        labels = np.array([examples[index][label] for index in range(count)])
+        labels = np.array([examples[index][label] for index in range(count)], np.int64)
 
         def read(number: Any) -> Any:
             encoded = tf.numpy_function(lambda index: examples[int(index)][image], [number], tf.string)

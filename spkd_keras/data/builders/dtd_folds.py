@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import tensorflow as tf
 import tensorflow_datasets as tfds
+
+from spkd_keras.data.augmentation import decode
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
 NUM_FOLDS = 10
@@ -47,8 +50,17 @@ class DtdFolds(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(root, f"{name}{fold}.txt") for split, name in SPLITS.items()}
 
     def _generate_examples(self, root: Path, list_name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name in (root / "labels" / list_name).read_text(encoding="utf-8").split():
+        names = root / "labels" / list_name
+        if not names.is_file():
+            raise ValueError(f"The archive of DTD must have its lists. Not found: dtd/labels/{list_name}.")
+        for name in names.read_text(encoding="utf-8").split():
             image = root / "images" / name
             if not image.is_file():
                 raise ValueError(f"The archive of DTD must have the photos of its lists. Not found: {name}.")
+            try:
+                decode(tf.io.read_file(str(image)))  # TFDS writes it undecoded
+            except tf.errors.OpError as error:
+                raise ValueError(
+                    f"The archive of DTD must have photos that can be decoded. Received: {name}."
+                ) from error
             yield name, {"file_name": name, "image": image, "label": name.split("/")[0]}
