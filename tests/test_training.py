@@ -54,6 +54,8 @@ SUMMARY_KEYS = [
     "multiply_adds",
     "teacher_fingerprint",
     "versions",
+    "data",
+    "class_names",
 ]
 
 
@@ -86,7 +88,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def parts():
     """The images as the experiment splits them."""
-    splits = data.split(*data.digits(), validation=0.1, train_fraction=0.1)
+    splits = data.load("digits", validation=0.1, train_fraction=0.1)
     assert len(splits.train) == TRAIN_IMAGES
     return splits
 
@@ -156,6 +158,8 @@ def test_experiment_and_environment(finished):
         assert any("CPU" in device for device in environment["devices"])
         assert environment["intra_op_threads"] >= 1
         assert environment["inter_op_threads"] >= 1
+        assert environment["class_names"] == summary_of(folder)["class_names"] == list("0123456789")
+        assert environment["data"]["validation"] == "0.1 of train, stratified, seed 0"
         assert environment["commit"] is None or len(environment["commit"]) == 40
     assert (
         load_experiment(finished.root / "teacher-seed0" / "experiment.yaml") == finished.experiment.teacher_training()
