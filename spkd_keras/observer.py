@@ -9,11 +9,26 @@ class Observer:
     def planned(self, runs: list[str], finished: list[str]) -> None:
         """All runs by name, and those among them that were finished before."""
 
+    def checking(self, what: str) -> None:
+        """Something is tried before it is run."""
+
+    def checked(self, findings: list[dict[str, str]], seconds: float | None) -> None:
+        """What the check found, the worst first, and what the runs will take if that was measured."""
+
     def started(self, run: str, epochs: int) -> None:
         """A run begins."""
+
+    def noticed(self, text: str) -> None:
+        """Something that the user should know and that does not stop anything."""
+
+    def advanced(self, run: str, epochs_done: float) -> None:
+        """A run is within an epoch. Told about once a second."""
 
     def progressed(self, run: str, epochs_done: int, logs: dict[str, float]) -> None:
         """A run has done some epochs."""
 
     def completed(self, run: str, summary: dict[str, Any]) -> None:
         """A run is done."""
+
+    def failed(self, run: str, reason: str) -> None:
+        """A run ended with an error; the others go on."""

@@ -40,6 +40,6 @@ def options(
     of test errors, a picture, and every student as a `.keras` file under `runs/digits`. A run that is interrupted
     continues when the same command is given again.
 
-    Exit codes: 0 done, 1 failed, 2 wrong use.
+    Exit codes: 0 done, 1 failed, 2 wrong use, 130 or 143 interrupted by Ctrl-C or SIGTERM.
     """
     console.show_tracebacks = tracebacks

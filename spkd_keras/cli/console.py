@@ -15,6 +15,8 @@ from rich.console import Console
 from spkd_keras.experiment import ExperimentError
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
+INTERRUPTED = 130  # as shells have it: 128 + the number of SIGINT
+CLEAR = ("RunsFailedError", "StorageError")
 
 answers = Console()
 notices = Console(stderr=True)
@@ -64,10 +66,14 @@ def clear_errors() -> Iterator[None]:
     except ExperimentError as error:
         _fail(str(error), WRONG_USE, error)
     except KeyboardInterrupt as error:
-        _fail("Interrupted. The same command continues where it stopped.", FAILED, error)
+        # `Interrupted` of a run knows which signal it was; where nothing is kept, it was Ctrl-C.
+        code = getattr(error, "exit_code", INTERRUPTED)
+        _fail(f"{error or 'Interrupted.'} The same command continues where it stopped.", code, error)
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        if type(error).__name__ in CLEAR:  # their messages are for users; importing them would start TensorFlow
+            _fail(str(error), FAILED, error)
         text = " ".join(str(error).split())
         _fail(f"{type(error).__name__}: {text} (`spkd --traceback ...` shows where)", FAILED, error)
 

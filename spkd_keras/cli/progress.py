@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from spkd_keras.cli.console import notices
 from spkd_keras.observer import Observer
@@ -20,6 +21,7 @@ class ProgressObserver(Observer):
             TextColumn("{task.fields[note]}"),
             console=notices,
         )
+        self.current: dict[str, TaskID] = {}
 
     def __enter__(self) -> "ProgressObserver":
         return self
@@ -35,9 +37,29 @@ class ProgressObserver(Observer):
         self.bars.start()
         self.total = self.bars.add_task("runs", total=len(runs), completed=len(finished), note="")
 
+    def checking(self, what: str) -> None:
+        """Says what is tried."""
+        self.bars.update(self.total, note=f"checking {escape(what)}")
+
+    def checked(self, findings: list[dict[str, str]], seconds: float | None) -> None:
+        """Prints what was found, and what the runs will take."""
+        self.bars.update(self.total, note="")
+        for finding in findings:
+            _say(f"{finding['severity']}: {finding['place']}: {finding['found']} {finding['advice']}".rstrip())
+        if seconds is not None:
+            _say(f"Expected, one run after the other: {duration(seconds)}")
+
     def started(self, run: str, epochs: int) -> None:
         """Shows a bar for the run."""
-        self.current = self.bars.add_task(run, total=epochs, note="preparing")
+        self.current[run] = self.bars.add_task(run, total=epochs, note="preparing")
+
+    def noticed(self, text: str) -> None:
+        """Prints it."""
+        _say(text)
+
+    def advanced(self, run: str, epochs_done: float) -> None:
+        """Moves the run's bar within an epoch."""
+        self.bars.update(self.current[run], completed=round(epochs_done, 1))
 
     def progressed(self, run: str, epochs_done: int, logs: dict[str, float]) -> None:
         """Moves the run's bar, with the error so far."""
@@ -47,14 +69,35 @@ class ProgressObserver(Observer):
             if accuracy is None
             else f"{'validation' if 'val_accuracy' in logs else 'training'} error {1 - accuracy:.1%}"
         )
-        self.bars.update(self.current, completed=epochs_done, note=note)
+        self.bars.update(self.current[run], completed=epochs_done, note=note)
 
     def completed(self, run: str, summary: dict[str, Any]) -> None:
         """Prints a line for the run in the place of its bar."""
-        self.bars.remove_task(self.current)
-        self.bars.advance(self.total)
-        notices.print(
+        self._end(run)
+        _say(
             f"{run}: test error {summary['test_error']:.2%}, "
-            f"{summary['epochs']} epochs in {summary['wall_seconds']:.0f} s",
-            highlight=False,
+            f"{summary['epochs']} epochs in {summary['wall_seconds']:.0f} s"
         )
+
+    def failed(self, run: str, reason: str) -> None:
+        """Prints why, in the place of the run's bar."""
+        self._end(run)
+        _say(f"{run} failed: {reason}")
+
+    def _end(self, run: str) -> None:
+        task = self.current.pop(run, None)
+        if task is not None:
+            self.bars.remove_task(task)
+        self.bars.advance(self.total)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time to be expected, in a unit that suits it."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _say(line: str) -> None:
+    notices.print(line, highlight=False, markup=False, soft_wrap=True)

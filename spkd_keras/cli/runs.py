@@ -12,8 +12,8 @@ from rich.table import Table
 
 from spkd_keras.cli.app import app
 from spkd_keras.cli.console import answers, clear_errors, keras_prints_to_stderr, starting_tensorflow
+from spkd_keras.cli.options import Methods, Out, Overrides, Seeds, read_experiment
 from spkd_keras.cli.progress import ProgressObserver
-from spkd_keras.experiment import ExperimentError, load_experiment
 
 if TYPE_CHECKING:
     from spkd_keras.report import ExperimentResult
@@ -22,30 +22,34 @@ if TYPE_CHECKING:
 @app.command()
 def run(
     file: Annotated[Path, typer.Argument(help="The experiment, a YAML file.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the runs; each goes to OUT/EXPERIMENT/METHOD-seedK.")] = Path(
-        "runs"
-    ),
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a value, for example methods.sp.terms.0.weight=100. Repeatable."
-        ),
-    ] = None,
-    methods: Annotated[str | None, typer.Option(help="Only these methods, for example sp,kd.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="These seeds instead, for example 0,1.")] = None,
+    out: Out = Path("runs"),
+    overrides: Overrides = None,
+    methods: Methods = None,
+    seeds: Seeds = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, each in a process of its own.")] = 1,
+    check: Annotated[bool, typer.Option(help="Try new methods on two batches first, as `spkd check` does.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Run although the check says that it cannot work.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Run an experiment: train the teacher once, then every method with every seed, and report."""
+    """Run an experiment: train the teacher once, then every method with every seed, and report.
+
+    Ctrl-C or SIGTERM writes the state of the run and ends with exit code 130 or 143. Whatever ended it, the same command
+    continues, and gives what an uninterrupted run would have given.
+    """
     with clear_errors():
-        experiment = load_experiment(file, overrides or ())
-        experiment = experiment.select(
-            None if methods is None else _items(methods), None if seeds is None else _integers(seeds)
-        )
+        experiment = read_experiment(file, overrides, methods, seeds)
         with starting_tensorflow():
-            from spkd_keras.training import run_experiment
+            from spkd_keras.training import RunsFailedError, run_experiment
+        failed = None
         with ProgressObserver() as observer, keras_prints_to_stderr():
-            root = run_experiment(experiment, out, observer)
-        _report(root, root / "report", as_json)
+            try:
+                root = run_experiment(experiment, out, observer, jobs=jobs, check=check, force=force)
+            except RunsFailedError as error:
+                failed, root = error, error.root
+        if failed is None or any(root.glob("*/summary.json")):
+            _report(root, root / "report", as_json)
+        if failed is not None:
+            raise failed
 
 
 @app.command()
@@ -92,14 +96,3 @@ def _table(result: "ExperimentResult") -> Table:
     for method in result.methods:
         table.add_row(*(escape(cell.replace(" (", "\n(")) for cell in reports.cells(method)[: len(columns)]))
     return table
-
-
-def _items(text: str) -> list[str]:
-    return [item.strip() for item in text.split(",") if item.strip()]
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        return [int(item) for item in _items(text)]
-    except ValueError:
-        raise ExperimentError(f"--seeds takes integers, for example 0,1,2. Received: {text}.") from None

@@ -3,7 +3,13 @@
 from spkd_keras.data.augmentation import Augmentation
 from spkd_keras.data.catalog import DATASETS, load
 from spkd_keras.data.digits import digits
-from spkd_keras.data.pipeline import EpochClock, check_augmentation, evaluation_batches, training_batches
+from spkd_keras.data.pipeline import (
+    EpochClock,
+    batch_places,
+    check_augmentation,
+    evaluation_batches,
+    training_batches,
+)
 from spkd_keras.data.splits import AnyImages, Images, Photos, Splits, check_images, held_out
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
     "Images",
     "Photos",
     "Splits",
+    "batch_places",
     "check_augmentation",
     "check_images",
     "digits",

@@ -81,7 +81,7 @@ def training_batches(
 
     def places(_: Any) -> tf.data.Dataset:
         key = tf.stack([seed, clock.epoch])
-        order = tf.random.experimental.stateless_shuffle(tf.range(count), seed=key)
+        order = _order(count, key)
         seeds = tf.random.stateless_uniform([count, 2], tf.random.fold_in(key, 1), None, None, tf.int32)
         return tf.data.Dataset.from_tensor_slices((order, seeds)).skip(skip * batch_size)
 
@@ -92,6 +92,24 @@ def training_batches(
     left = tf.data.experimental.assert_cardinality(max(0, count - skip * batch_size))
     order = tf.data.Dataset.range(1).flat_map(places).apply(left)
     return _map(_taken(order, images, batch_size, augmentation.name), finished).prefetch(tf.data.AUTOTUNE)
+
+
+def batch_places(count: int, batch_size: int, seed: int, epoch: int, batch: int) -> np.ndarray:
+    """Returns which of the training images were in a batch of `training_batches`, in their order.
+
+    Args:
+        count: number of training images.
+        batch_size: as there.
+        seed: as there.
+        epoch: counted from 0.
+        batch: counted from 0.
+    """
+    order = _order(count, tf.constant([seed, epoch], tf.int64)).numpy()
+    return order[batch * batch_size : (batch + 1) * batch_size]
+
+
+def _order(count: int, key: Any) -> Any:
+    return tf.random.experimental.stateless_shuffle(tf.range(count), seed=key)
 
 
 def evaluation_batches(images: AnyImages, batch_size: int, one_hot: bool = False) -> tf.data.Dataset:

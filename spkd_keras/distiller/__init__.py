@@ -10,8 +10,19 @@ if keras.config.backend() != "tensorflow":
 
 import spkd_keras.losses
 import spkd_keras.optimizers  # noqa: F401 - a saved Distiller names its classes
+from spkd_keras.distiller.guard import NotFiniteError
 from spkd_keras.distiller.model import Distiller
+from spkd_keras.distiller.parts import LossPart, loss_parts, tap_values
 from spkd_keras.distiller.schedules import TermWeightSchedule, WeightSchedule
 from spkd_keras.distiller.term import Term
 
-__all__ = ["Distiller", "Term", "TermWeightSchedule", "WeightSchedule"]
+__all__ = [
+    "Distiller",
+    "LossPart",
+    "NotFiniteError",
+    "Term",
+    "TermWeightSchedule",
+    "WeightSchedule",
+    "loss_parts",
+    "tap_values",
+]

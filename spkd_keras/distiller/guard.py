@@ -1,28 +1,136 @@
 """What goes wrong during `fit` and can only be seen there."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+ADVICE = (
+    "Lower the learning rate or the weight of a term, and look for labels outside the classes and pixels that are "
+    "not finite."
+)
+
+
+class NotFiniteError(FloatingPointError):
+    """A training step whose loss or gradient is not finite.
+
+    Attributes:
+        epoch: of the step, counted from 0.
+        batch: of the step in what `fit` saw of the epoch, counted from 0.
+        parts: names of what was not finite: terms, `student_loss`, `loss`, `gradient`.
+    """
+
+    def __init__(self, epoch: int, batch: int, parts: Sequence[str]) -> None:
+        self.epoch, self.batch, self.parts = epoch, batch, tuple(parts)
+        super().__init__(
+            f"The loss is not finite in epoch {epoch + 1}, batch {batch + 1}: {', '.join(parts)}. That step and those "
+            f"after it were not applied. {ADVICE}"
+        )
+
+
+class StepGuard:
+    """Lets training steps through as long as all is finite, and none from the first one on that is not.
+
+    It decides inside the graph, so that no step waits for the host, which asks `failure` now and then. The weights are
+    then those before the bad step, and the step can be repeated to see what went wrong.
+
+    Args:
+        names: of the losses, in the order in which they are told.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.parts = (*names, "loss", "gradient")
+        # Plain TensorFlow variables: they belong to a `fit`, not to what is saved.
+        self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
+        self._bad_parts = tf.Variable(tf.zeros(len(self.parts), tf.bool), trainable=False)
+
+    def begin_epoch(self) -> None:
+        """Counts the batches anew, and lets steps through again."""
+        self._step.assign(0)
+        self._bad_step.assign(-1)
+
+    def failure(self) -> tuple[int, list[str]] | None:
+        """Returns the batch of the first bad step of the epoch and what was not finite; None if all were."""
+        batch = int(self._bad_step)
+        if batch < 0:
+            return None
+        return batch, [name for name, bad in zip(self.parts, self._bad_parts.numpy(), strict=True) if bad]
+
+    def run(
+        self,
+        losses: Mapping[str, Any],
+        gradients: Sequence[Any] | None,
+        apply: Callable[[], None],
+        undo: Callable[[], None],
+    ) -> None:
+        """Applies a step if it is the first bad one's forerunner; otherwise undoes what its forward pass changed.
+
+        Args:
+            losses: by name, those of `parts` that this step has.
+            gradients: for the trainable variables, None among them allowed; None if they are not looked at.
+            apply: applies the step.
+            undo: restores what the forward pass changed.
+        """
+        finite = {name: tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(value))) for name, value in losses.items()}
+        if gradients is not None:
+            # One small operation a gradient. A norm that overflows float32 counts as not finite.
+            finite["gradient"] = tf.math.is_finite(tf.linalg.global_norm(gradients))
+        good = tf.stack([finite.get(name, tf.constant(True)) for name in self.parts])
+        healthy, untouched = tf.reduce_all(good), self._bad_step < 0
+
+        def go_on() -> tf.Tensor:
+            apply()
+            return tf.constant(True)
+
+        def stop() -> tf.Tensor:
+            undo()
+            self._bad_parts.assign(tf.where(untouched, ~good, self._bad_parts))
+            self._bad_step.assign(tf.where(untouched, self._step, self._bad_step))
+            return tf.constant(False)
+
+        tf.cond(healthy & untouched, go_on, stop)
+        self._step.assign_add(1)
+
 
 class TrainingGuard(keras.callbacks.Callback):
     """Stops a training that cannot work, with an error that says why.
 
-    It looks once after each epoch, so that no step waits for it.
+    It looks at the step guard every `Distiller.look_every` steps and at the end of each epoch.
 
     Raises:
         ValueError: if there are no data, or every batch has one image and a term compares the images of a batch.
-        FloatingPointError: if the loss or a term of an epoch is not finite.
+        NotFiniteError: if the loss or the gradient of a step was not finite.
+        FloatingPointError: if the mean of a loss over an epoch is not finite, where steps are not guarded.
     """
 
     def __init__(self, relational_terms: list[str], term_names: list[str]) -> None:
         super().__init__()
         self.relational_terms = relational_terms
         self.term_names = term_names
+        self.epoch = self.looked = 0
+
+    def look(self) -> None:
+        """Raises an error if a step of this epoch was not finite. Waits for the steps so far."""
+        failure = self.model.step_guard.failure()
+        if failure:
+            raise NotFiniteError(self.epoch, *failure)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begins to count the batches."""
+        del logs
+        self.epoch, self.looked = epoch, 0
+        self.model.step_guard.begin_epoch()
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Looks now and then. At the beginning of a batch Keras hands over no logs and so need not wait for them."""
+        del logs
+        if batch - self.looked >= self.model.look_every:
+            self.looked = batch
+            self.look()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the size of the batches and for values that are not finite."""
@@ -34,13 +142,11 @@ class TrainingGuard(keras.callbacks.Callback):
                 "Batches must have at least two images, since these terms compare the images of a batch: "
                 f"{', '.join(self.relational_terms)}. Received: batches of one. Raise the batch size."
             )
+        self.look()
         values = {name: float((logs or {}).get(name, 0.0)) for name in (*self.term_names, "student_loss", "loss")}
         bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            raise FloatingPointError(
-                f"The loss is not finite in epoch {epoch + 1}: {', '.join(bad)}. Lower the learning rate or the weight "
-                "of a term, and look for labels outside the classes and pixels that are not finite."
-            )
+            raise FloatingPointError(f"The loss is not finite in epoch {epoch + 1}: {', '.join(bad)}. {ADVICE}")
 
 
 @contextmanager

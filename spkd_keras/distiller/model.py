@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from spkd_keras.distiller import taps
-from spkd_keras.distiller.guard import TrainingGuard, clear_label_errors
+from spkd_keras.distiller.guard import StepGuard, TrainingGuard, clear_label_errors
 from spkd_keras.distiller.keeper import StudentKeeper
 from spkd_keras.distiller.term import Term, named
 from spkd_keras.distiller.wiring import Wiring, check_arguments
@@ -52,11 +52,15 @@ class Distiller(StudentKeeper):
         term_weights: a variable for each term's name; assign to it at any time.
         adapters: the layer put on the student's tap, for each term's name that has one.
         teacher_fingerprint: digest of the teacher; another teacher is refused.
+        look_every: steps after which `fit` looks whether the loss and the gradient were finite, default 50. From the
+            first step on that is not, none is applied.
 
     Raises:
         ValueError: for an unknown layer, different class counts or probabilities where logits are compared, and other
             arguments that cannot work.
     """
+
+    look_every: int = 50
 
     def __init__(
         self,
@@ -97,6 +101,8 @@ class Distiller(StudentKeeper):
         self._trackers = {
             name: keras.metrics.Mean(name=name) for name in ("images", "student_loss", *self.term_weights)
         }
+        # A plain Python object too: what it knows is of one `fit`.
+        self.step_guard = StepGuard(["student_loss", *named_terms])
         self.built = True
 
     # --- the teacher and the terms ---------------------------------------------------------------------------------
@@ -192,7 +198,8 @@ class Distiller(StudentKeeper):
         Raises:
             ValueError: if there is no teacher, the data are empty, labels are outside the classes, or batches of one
                 image meet a term that compares images.
-            FloatingPointError: after an epoch in which the loss or a term was not finite.
+            NotFiniteError: a FloatingPointError, if the loss or the gradient of a step is not finite; that step is not
+                applied.
         """
         relational = [name for name, term in self._wiring.terms.items() if term.batch_relational]
         if relational and batch_size == 1:
@@ -233,6 +240,7 @@ class Distiller(StudentKeeper):
                 "A Distiller with terms trains on one replica. Received: a strategy with several."
             )
         teacher_taps = self._wiring.run_teacher(x) if self.terms else []
+        before = self._forward_state()
         with tf.GradientTape() as tape:
             y_pred, student_taps = self._wiring.run_student(x, training=True, with_taps=bool(self.terms))
             losses = self._compiled_loss(y, y_pred, sample_weight)
@@ -241,18 +249,40 @@ class Distiller(StudentKeeper):
             objective = self._objective(losses, self.student_loss_weight)
             scaled = self.optimizer.scale_loss(objective)
         if self.trainable_variables:
-            self._apply_gradients(tape, scaled)
+            self._apply_gradients(tape, scaled, losses | {"loss": objective}, before)
         else:
             warnings.warn("The student has no trainable weights, so `fit` changes nothing.", stacklevel=2)
         return self._logs(x, y, y_pred, sample_weight, objective, losses)
 
-    def _apply_gradients(self, tape: tf.GradientTape, loss: Any) -> None:
+    def _apply_gradients(
+        self, tape: tf.GradientTape, loss: Any, losses: dict[str, Any], before: list[tuple[Any, Any]]
+    ) -> None:
         variables = self.trainable_variables
         pairs = list(zip(tape.gradient(loss, variables), variables, strict=True))
         if not self.student_loss_weight:
             # The layers behind the last tap have no gradient then, and none is meant.
             pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
-        self.optimizer.apply_gradients(pairs)
+        if tf.distribute.has_strategy():
+            # Keras applies gradients by a merge of the replicas, which TensorFlow 2.21 refuses inside a condition.
+            self.optimizer.apply_gradients(pairs)
+            return
+        # With a scaled loss, gradients that are not finite are ordinary, and the optimizer skips those steps itself.
+        scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+
+        def undo() -> None:
+            for variable, value in before:
+                variable.assign(value)
+
+        self.step_guard.run(
+            losses, None if scales else [g for g, _ in pairs], lambda: self.optimizer.apply_gradients(pairs), undo
+        )
+
+    def _forward_state(self) -> list[tuple[Any, Any]]:
+        """Returns what a forward pass in training changes (moving statistics, random states), with its values."""
+        layers = [self.student, *self.adapters.values()]
+        trained = {id(variable) for variable in self.trainable_variables}
+        state = [variable for layer in layers for variable in layer.variables if id(variable) not in trained]
+        return [(variable, tf.convert_to_tensor(variable.value)) for variable in state]
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates the student; runs the teacher only if `evaluate_terms` is set and there is one."""

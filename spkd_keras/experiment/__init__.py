@@ -6,6 +6,7 @@ from spkd_keras.experiment.problems import ExperimentError, unknown, validated
 from spkd_keras.experiment.schema import (
     BASELINE,
     TEACHER,
+    Checkpoints,
     Data,
     Experiment,
     Method,
@@ -20,6 +21,7 @@ from spkd_keras.experiment.schema import (
 __all__ = [
     "BASELINE",
     "TEACHER",
+    "Checkpoints",
     "Data",
     "Experiment",
     "ExperimentError",

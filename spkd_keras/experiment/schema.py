@@ -76,6 +76,8 @@ class Schedule(_Model):
         weight_decay: on every trainable variable.
         drops: factors by which the learning rate is multiplied, keyed by the epoch at which that happens: an integer,
             or a fraction of the epochs.
+        ema: momentum of an exponential moving average of the weights, which replaces them after the last epoch; 0 for
+            none. The epochs' own validation errors are of the weights that train.
     """
 
     epochs: int = Field(200, ge=1)
@@ -85,6 +87,7 @@ class Schedule(_Model):
     nesterov: bool = True
     weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
     drops: dict[Any, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {0.3: 0.2, 0.6: 0.2, 0.8: 0.2}
+    ema: float = Field(0.0, ge=0, lt=1)
 
     @pydantic.field_validator("drops")
     @classmethod
@@ -103,6 +106,20 @@ class Schedule(_Model):
             start = when if isinstance(when, int) else max(1, round(when * self.epochs))
             rate *= factor if epoch >= start else 1.0
         return rate
+
+
+class Checkpoints(_Model):
+    """When the state of a training is written, beside the end of each epoch. No result depends on it.
+
+    Attributes:
+        minutes: after so many; None for never.
+        steps: after so many of an epoch; None for never.
+        look_every: steps after which it is looked whether loss and gradient were finite.
+    """
+
+    minutes: float | None = Field(10.0, gt=0, allow_inf_nan=False)
+    steps: int | None = Field(None, ge=1)
+    look_every: int = Field(50, ge=1)
 
 
 class Network(_Model):
@@ -197,6 +214,7 @@ class Experiment(_Model):
     schedule: Schedule = Schedule()
     methods: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Method] = Field(min_length=1)
     seeds: list[Seed] = Field(default=[0], min_length=1)
+    checkpoints: Checkpoints = Checkpoints()
 
     @pydantic.model_validator(mode="after")
     def _check_whole(self) -> "Experiment":
@@ -253,7 +271,7 @@ class Experiment(_Model):
 
 def differences(old: Experiment, new: Experiment) -> list[str]:
     """Returns what differs and affects a run's result, as `data.batch_size: 64 -> 128`."""
-    before, after = (_flat(experiment.model_dump(exclude={"name"})) for experiment in (old, new))
+    before, after = (_flat(experiment.model_dump(exclude={"name", "checkpoints"})) for experiment in (old, new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in dict.fromkeys([*before, *after])

@@ -1,6 +1,18 @@
 """Running an experiment: every method with every seed, each into a folder of its own."""
 
+from spkd_keras.training.check import Check, check_experiment
 from spkd_keras.training.describe import describe
-from spkd_keras.training.run import run_experiment
+from spkd_keras.training.folder import StorageError
+from spkd_keras.training.interruption import Interrupted
+from spkd_keras.training.run import RunsFailedError, run_experiment, trained_teacher
 
-__all__ = ["describe", "run_experiment"]
+__all__ = [
+    "Check",
+    "Interrupted",
+    "RunsFailedError",
+    "StorageError",
+    "check_experiment",
+    "describe",
+    "run_experiment",
+    "trained_teacher",
+]

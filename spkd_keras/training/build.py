@@ -130,6 +130,7 @@ def build_distiller(teacher: keras.Model | None, student: keras.Model, experimen
             terms.append(Term(loss, spec.weight, _names(spec.teacher), _names(spec.student), spec.name))
     with telling(place):
         distiller = Distiller(teacher if terms else None, student, terms, method.student_loss_weight)
+    distiller.look_every = experiment.checkpoints.look_every
     loss, accuracy = keras.losses.SparseCategoricalCrossentropy, keras.metrics.SparseCategoricalAccuracy
     if augmentation(experiment.data).mixes_labels:
         loss, accuracy = keras.losses.CategoricalCrossentropy, keras.metrics.CategoricalAccuracy
@@ -139,6 +140,8 @@ def build_distiller(teacher: keras.Model | None, student: keras.Model, experimen
             momentum=schedule.momentum,
             nesterov=schedule.nesterov and schedule.momentum > 0,
             weight_decay=schedule.weight_decay,
+            use_ema=schedule.ema > 0,
+            ema_momentum=schedule.ema or 0.99,  # Keras wants one below 1 where there is none too
         ),
         loss=loss(from_logits=True),
         metrics=[accuracy(name="accuracy")],

@@ -2,15 +2,21 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
 import keras
 
 from spkd_keras.experiment import Experiment, ExperimentError, differences, load_experiment
 
 PARTIAL = ".partial-"
+
+
+class StorageError(OSError):
+    """A file of a run cannot be written. The message is one clear line; what was there before is intact."""
 
 
 class RunFolder:
@@ -33,6 +39,7 @@ class RunFolder:
         self.student = self.path / "student.keras"
         self.summary = self.path / "summary.json"
         self.environment = self.path / "environment.json"
+        self.failure = self.path / "failure.json"
 
     @property
     def finished(self) -> bool:
@@ -60,6 +67,37 @@ class RunFolder:
                 "Choose another folder with --out, or another `name`."
             )
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the folder; the lock dies with this process.
+
+        Raises:
+            ExperimentError: if another process is at this run.
+        """
+        check_writable(self.path)
+        try:
+            # TimeoutError is an OSError, which the body may raise too: it is told apart by where it arises.
+            lock = filelock.FileLock(self.path / ".lock")
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise ExperimentError(
+                f"{self.path} is being run by another process. Wait for it, or stop it and give the same command again."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check_free(self) -> None:
+        """Checks that no other process is at this run.
+
+        Raises:
+            ExperimentError: if one is.
+        """
+        if self.path.exists():
+            with self.locked():
+                pass
+
     def create(self) -> None:
         """Makes the folder and records the experiment in it."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -84,17 +122,38 @@ def check_writable(folder: Path) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file so that it is there whole or not at all: on the disk under another name before it gets its own."""
+    """Writes a file so that it is there whole or not at all: on the disk under another name before it gets its own.
+
+    Raises:
+        StorageError: if it cannot be written, for example to a full disk; what was at `path` is still there.
+    """
     partial = path.with_name(f"{PARTIAL}{path.name}")
-    write(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        write(partial)
+        _bring_to_disk(partial)
+        os.replace(partial, path)
+        _bring_to_disk(path.parent)  # the name
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = error.strerror or " ".join(str(error).split())
+        raise StorageError(
+            f"{path} cannot be written ({reason}). The last checkpoint is intact. Make room or make the folder "
+            "writable, then give the same command again."
+        ) from error
+
+
+def _bring_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_partial(file: Path) -> bool:
-    """Whether this is what a kill left of a file that was being written."""
-    return file.name.startswith(PARTIAL)
+    """Whether this is what a kill left of a file that was being written, or a lock."""
+    return file.name.startswith(PARTIAL) or file.name == ".lock"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,53 +1,73 @@
 """One experiment: its teacher once, then every method with every seed."""
 
-import functools
 import json
-import os
-import platform
-import subprocess
-from importlib import metadata
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-import spkd_keras
 from spkd_keras import data, models
-from spkd_keras.distiller import taps
-from spkd_keras.experiment import Experiment, ExperimentError
-from spkd_keras.losses import similarity_matrix
+from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.training import build
-from spkd_keras.training.callbacks import Backup, Recorder, Reporter
-from spkd_keras.training.folder import RunFolder, check_writable, replace, save_network, write_json
+from spkd_keras.training.check import check_before_running
+from spkd_keras.training.folder import RunFolder, StorageError, check_writable
+from spkd_keras.training.interruption import Interruption
+from spkd_keras.training.parallel import run_in_processes
+from spkd_keras.training.train import train
 
-EVALUATION_BATCH = 256
-PICTURE_IMAGES = 128  # about so many in the picture of the similarity matrices
-PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorflow-datasets")
+
+class RunsFailedError(RuntimeError):
+    """Some runs ended with an error, and the others are done.
+
+    Attributes:
+        root: folder of the experiment's runs.
+        reasons: by the runs' names.
+    """
+
+    def __init__(self, root: Path, reasons: dict[str, str]) -> None:
+        self.root, self.reasons = root, reasons
+        super().__init__("\n".join(f"{name} failed: {reason}" for name, reason in reasons.items()))
 
 
-def run_experiment(experiment: Experiment, out: str | Path = "runs", observer: Observer | None = None) -> Path:
+def run_experiment(
+    experiment: Experiment,
+    out: str | Path = "runs",
+    observer: Observer | None = None,
+    *,
+    jobs: int = 1,
+    check: bool = False,
+    force: bool = False,
+) -> Path:
     """Runs what is not finished of an experiment.
 
     The teacher is trained once and shared. Everything is built before anything is trained. A finished run is skipped,
-    an interrupted one continues at its last epoch. Sets the global seed for each run, and makes TensorFlow's
-    operations deterministic for the rest of the process.
+    an interrupted one continues where its last checkpoint is. A run that fails does not stop the others. Sets the
+    global seed for each run, and makes TensorFlow's operations deterministic for the rest of the process.
 
     Args:
         experiment: what to run.
         out: folder under which the folder `<experiment.name>` is made.
         observer: is told how it goes.
+        jobs: how many runs to do side by side, each in a process of its own; 1 does them in this process.
+        check: whether to try the methods that have no run yet on real batches first (`check_experiment`).
+        force: whether to run although the check finds what should stop it.
 
     Returns:
         The folder with the runs.
 
     Raises:
         ExperimentError: if the experiment cannot be run as it is, before any training.
-        FloatingPointError: if a loss is not finite.
+        Interrupted: a KeyboardInterrupt, if SIGINT or SIGTERM came; the same call goes on.
+        RunsFailedError: if some runs failed, after all others are done.
+        StorageError: if a file cannot be written.
     """
-    observer = observer or Observer()
+    if jobs < 1:
+        raise ExperimentError(f"`jobs` must be at least 1. Received: {jobs}.")
+    observer, interruption = observer or Observer(), Interruption()
     root = Path(out) / experiment.name
     training = experiment.teacher_training()
     teacher_run = None if training is None else RunFolder(root, training)
@@ -57,28 +77,79 @@ def run_experiment(experiment: Experiment, out: str | Path = "runs", observer: O
     every = [teacher_run, *runs] if teacher_run else runs
     for folder in every:
         folder.check_owner()
-    finished = [folder for folder in every if folder.finished]
-    if len(finished) < len(every):
+    left = [folder for folder in every if not folder.finished]
+    if left:
         check_writable(root)
-        splits = build.load_data(experiment.data)
-        build.check(experiment, splits)
-    observer.planned([folder.path.name for folder in every], [folder.path.name for folder in finished])
-    if len(finished) == len(every):
-        return root
-    tf.config.experimental.enable_op_determinism()
-    if teacher_run and not teacher_run.finished:
-        _train(teacher_run, splits, observer)
-    teacher = _teacher(experiment, teacher_run, splits)
-    fingerprint = None if teacher is None else models.fingerprint(teacher)
-    if fingerprint is not None:
-        _check_teacher(fingerprint, runs)
-    for folder in runs:
-        if not folder.finished:
-            _train(folder, splits, observer, teacher, fingerprint)
+        for folder in left:
+            folder.check_free()
+    with interruption.listening():
+        if left:
+            splits = build.load_data(experiment.data)
+            build.check(experiment, splits)
+        observer.planned([folder.path.name for folder in every], [f.path.name for f in every if f.finished])
+        if left:
+            tf.config.experimental.enable_op_determinism()
+            # Methods that have no run yet: those that go on were tried when they began.
+            new = {folder.method for folder in left if not folder.path.exists()} - {TEACHER} if check else set()
+            if teacher_run and not teacher_run.finished:
+                if new:
+                    check_before_running(experiment, splits, observer, new, None, root, force)
+                train(teacher_run, splits, observer, interruption)
+            teacher = load_teacher(experiment, teacher_run, splits)
+            fingerprint = None if teacher is None else models.fingerprint(teacher)
+            if fingerprint is not None:
+                _check_teacher(fingerprint, runs)
+            if new:
+                check_before_running(experiment, splits, observer, new, teacher, root, force)
+            left = [folder for folder in runs if not folder.finished]
+            if jobs > 1 and len(left) > 1:
+                reasons = run_in_processes(left, partial(_run_alone, teacher_run), jobs, observer, interruption)
+            else:
+                reasons = _run_here(left, splits, observer, interruption, teacher, fingerprint)
+            if reasons:
+                raise RunsFailedError(root, reasons)
     return root
 
 
-def _teacher(experiment: Experiment, teacher_run: RunFolder | None, splits: data.Splits) -> keras.Model | None:
+def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | None:
+    """Returns the teacher that an earlier `run_experiment` trained for this very experiment; None if there is none."""
+    training = experiment.teacher_training()
+    if training is None:
+        return None
+    folder = RunFolder(Path(out) / experiment.name, training)
+    folder.check_owner()
+    return keras.saving.load_model(folder.student) if folder.finished else None
+
+
+def _run_here(
+    runs: Sequence[RunFolder], splits: data.Splits, observer: Observer, interruption: Interruption, *teacher: Any
+) -> dict[str, str]:
+    """Does one run after the other; returns why those that failed did."""
+    reasons = {}
+    for folder in runs:
+        try:
+            train(folder, splits, observer, interruption, *teacher)
+        except (ExperimentError, StorageError):  # what the next run would meet too
+            raise
+        except Exception as error:
+            reasons[folder.path.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            observer.failed(folder.path.name, reasons[folder.path.name])
+    return reasons
+
+
+def _run_alone(
+    teacher_run: RunFolder | None, folder: RunFolder, observer: Observer, interruption: Interruption
+) -> None:
+    """Does one run in a process that has nothing yet."""
+    tf.config.experimental.enable_op_determinism()
+    splits = build.load_data(folder.experiment.data)
+    teacher = load_teacher(folder.experiment, teacher_run, splits)
+    fingerprint = None if teacher is None else models.fingerprint(teacher)
+    train(folder, splits, observer, interruption, teacher, fingerprint)
+
+
+def load_teacher(experiment: Experiment, teacher_run: RunFolder | None, splits: data.Splits) -> keras.Model | None:
+    """Returns the teacher: the one that a run trained, or the one from the experiment's file; None if there is none."""
     if teacher_run:
         return keras.saving.load_model(teacher_run.student)
     return experiment.teacher and build.build_network(experiment.teacher, splits.train, "teacher")
@@ -94,148 +165,3 @@ def _check_teacher(fingerprint: str, runs: list[RunFolder]) -> None:
                     f"{folder.path} was distilled from another teacher, fingerprint {recorded}. Received: one with "
                     f"{fingerprint}. Choose another folder with --out."
                 )
-
-
-def _train(
-    folder: RunFolder,
-    splits: data.Splits,
-    observer: Observer,
-    teacher: keras.Model | None = None,
-    teacher_fingerprint: str | None = None,
-) -> None:
-    """Trains one student into its folder."""
-    experiment, name = folder.experiment, folder.path.name
-    folder.create()
-    observer.started(name, experiment.schedule.epochs)
-    keras.utils.set_random_seed(folder.seed)
-    student = build.build_network(experiment.student, splits.train, "student")
-    distiller = build.build_distiller(teacher, student, experiment, folder.method)
-    augmentation = build.augmentation(experiment.data)
-    clock, backup = data.EpochClock(), Backup(folder)
-    facts = {"teacher_fingerprint": teacher_fingerprint, "data": splits.origin, "class_names": splits.train.class_names}
-    recorder = Recorder(folder, {**_environment(), **facts})
-    epochs_done = backup.restore(distiller)
-    recorder.resume(epochs_done)
-    observer.progressed(name, epochs_done, {})
-    distiller.fit(
-        data.training_batches(splits.train, experiment.data.batch_size, folder.seed, clock, augmentation),
-        epochs=experiment.schedule.epochs,
-        initial_epoch=epochs_done,
-        verbose=0,
-        shuffle=False,  # the data shuffle themselves
-        validation_data=splits.validation
-        and data.evaluation_batches(splits.validation, EVALUATION_BATCH, one_hot=augmentation.mixes_labels),
-        callbacks=[
-            clock,
-            keras.callbacks.LearningRateScheduler(experiment.schedule.learning_rate_at),
-            build.weight_schedules(distiller, experiment.methods[folder.method]),
-            recorder,
-            backup,
-            Reporter(functools.partial(observer.progressed, name)),
-        ],
-    )
-    save_network(folder.student, student)
-    _write_similarities(folder, teacher, student, splits.test)
-    summary = _summary(folder, teacher, student, splits, recorder)
-    write_json(folder.summary, summary)
-    backup.remove()
-    observer.completed(name, summary)
-
-
-def _summary(
-    folder: RunFolder, teacher: keras.Model | None, student: keras.Model, splits: data.Splits, recorder: Recorder
-) -> dict[str, Any]:
-    """What a run came to. Errors are fractions; the test labels are read here, once."""
-    experiment = folder.experiment
-    best = keras.saving.load_model(folder.best) if folder.best.exists() else None
-    images = experiment.schedule.epochs * len(splits.train)
-    seconds = recorder.environment["training_seconds"]
-    return {
-        "experiment": experiment.name,
-        "method": folder.method,
-        "seed": folder.seed,
-        "test_error": _error(student, splits.test),
-        "test_error_best": best and _error(best, splits.test),
-        "validation_error": splits.validation and _error(student, splits.validation),
-        "epochs": experiment.schedule.epochs,
-        "images": images,
-        "wall_seconds": round(seconds, 3),
-        "images_per_second": round(images / seconds, 1) if seconds else None,
-        "parameters": student.count_params(),
-        "multiply_adds": models.multiply_adds(student),
-        "teacher_fingerprint": recorder.environment["teacher_fingerprint"],
-        "versions": recorder.environment["versions"],
-        "data": splits.origin,
-        "class_names": list(splits.train.class_names),
-    }
-
-
-def _error(network: keras.Model, images: data.AnyImages) -> float:
-    """Returns the fraction of images that are put into a wrong class."""
-    predictions = network.predict(data.evaluation_batches(images, EVALUATION_BATCH), verbose=0)
-    return float(np.mean(np.argmax(predictions, axis=-1) != images.labels))
-
-
-def _write_similarities(
-    folder: RunFolder, teacher: keras.Model | None, student: keras.Model, test: data.AnyImages
-) -> None:
-    """Writes the similarity matrices of the first test images of each class, sorted by class."""
-    classes = min(len(test.class_names), PICTURE_IMAGES)
-    chosen = np.concatenate(
-        [np.flatnonzero(test.labels == label)[: PICTURE_IMAGES // classes] for label in range(classes)]
-    )
-    ((pixels, _),) = data.evaluation_batches(test.take(chosen), len(chosen))
-    networks = {"student": student, "teacher": teacher}
-    matrices: dict[str, Any] = {
-        name: _similarities(network, pixels) for name, network in networks.items() if _has_last_stage(network)
-    }
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez_compressed(file, labels=test.labels[chosen], **matrices)
-
-    replace(folder.similarity, write)
-
-
-def _has_last_stage(network: keras.Model | None) -> bool:
-    """A teacher from a file may have none; its methods then name the layers, and the picture leaves it out."""
-    try:
-        return network is not None and bool(taps.resolve(network, None, "last_stage", "network"))
-    except ValueError:
-        return False
-
-
-def _similarities(network: keras.Model, pixels: Any) -> np.ndarray:
-    place = taps.resolve(network, None, "last_stage", "network")
-    (activations,) = taps.tapped(network, place)(pixels, training=False)["taps"]
-    return np.asarray(similarity_matrix(activations))
-
-
-def _environment() -> dict[str, Any]:
-    """Returns what a result may depend on, with a clock that stands at zero."""
-    cores = len(os.sched_getaffinity(0))
-    devices = [device.name for device in tf.config.list_physical_devices()]
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            "spkd_keras": spkd_keras.__version__,
-            **{package: metadata.version(package) for package in PACKAGES},
-        },
-        "commit": _commit(),
-        "platform": platform.platform(),
-        "devices": devices,
-        "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads() or cores,
-        "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads() or cores,
-        "training_seconds": 0.0,
-    }
-
-
-def _commit() -> str | None:
-    """Returns the commit of the package's own checkout; None where it is installed, in another repository too."""
-    package = Path(spkd_keras.__file__).parent
-    command = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
-    try:
-        top, commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        return None
-    return commit if Path(top) == package.parent else None

@@ -1,0 +1,63 @@
+"""What each part of the loss is worth on a batch, and how strongly it pulls."""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from spkd_keras.distiller.model import Distiller
+
+
+class LossPart(NamedTuple):
+    """A part of the loss on one batch.
+
+    Attributes:
+        value: unweighted.
+        weight: of the part in the loss.
+        gradient_norm: of weight * value, over all trainable variables; 0 where nothing depends on it.
+    """
+
+    value: float
+    weight: float
+    gradient_norm: float
+
+
+def loss_parts(distiller: Distiller, x: Any, y: Any) -> dict[str, LossPart]:
+    """Returns the parts of the loss, as a training step would see them, and changes nothing.
+
+    Args:
+        distiller: compiled, with its teacher if it has terms.
+        x: images.
+        y: labels.
+
+    Returns:
+        `student_loss` and every term's name with its part.
+    """
+    before = distiller._forward_state()
+    variables = distiller.trainable_variables
+    teacher_taps = distiller._wiring.run_teacher(x) if distiller.terms else []
+    with tf.GradientTape(persistent=True) as tape:
+        y_pred, student_taps = distiller._wiring.run_student(x, training=True, with_taps=bool(distiller.terms))
+        losses = distiller._compiled_loss(y, y_pred, None)
+        if distiller.terms:
+            losses |= distiller._term_values(teacher_taps, student_taps, y, training=True)
+    parts = {}
+    for name, value in losses.items():
+        weight = float(distiller.term_weights.get(name, distiller.student_loss_weight))
+        gradients = [gradient for gradient in tape.gradient(value, variables) if gradient is not None]
+        norm = float(tf.linalg.global_norm(gradients)) if gradients else 0.0
+        parts[name] = LossPart(float(value), weight, weight * norm)
+    for variable, value in before:
+        variable.assign(value)
+    return parts
+
+
+def tap_values(distiller: Distiller, x: Any) -> dict[str, tuple[Any, Any]]:
+    """Returns what each term compares on some images, both networks in inference mode: teacher's and student's side.
+
+    A side is a tensor, or a list of them for a term over several layers.
+    """
+    if not distiller.terms:
+        return {}
+    _, student_taps = distiller._wiring.run_student(x, training=False, with_taps=True)
+    pairs = distiller._wiring.pairs(distiller._wiring.run_teacher(x), student_taps)
+    return {name: (teacher, student) for name, teacher, student in pairs}

@@ -1,0 +1,214 @@
+"""Trying an experiment for a few batches, so that what is bound to fail fails before the hours are spent."""
+
+import dataclasses
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from spkd_keras import data
+from spkd_keras.distiller import Distiller, taps
+from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
+from spkd_keras.observer import Observer
+from spkd_keras.training import build
+from spkd_keras.training.check_methods import PartRow, check_method
+from spkd_keras.training.check_teacher import check_teacher
+from spkd_keras.training.cost import RunCost, measure
+from spkd_keras.training.findings import Finding, worst_first
+
+BATCHES = 2
+TEACHER_IMAGES = 256  # at least so many, to tell its accuracy from chance
+
+
+@dataclasses.dataclass
+class Check:
+    """What a check found.
+
+    Attributes:
+        teacher: `images`, `accuracy` and `outputs` of a trained teacher; None where there is none yet.
+        taps: for each method's terms, the layers that are compared, as (teacher's, student's).
+        parts: for each method, the parts of its loss.
+        costs: for each method, and for `teacher` where it has to be trained, what one run takes.
+        runs: how many runs of each of these there will be.
+        findings: the worst first.
+    """
+
+    teacher: dict[str, Any] | None = None
+    taps: dict[str, dict[str, tuple[str, str]]] = dataclasses.field(default_factory=dict)
+    parts: dict[str, list[PartRow]] = dataclasses.field(default_factory=dict)
+    costs: dict[str, RunCost] = dataclasses.field(default_factory=dict)
+    runs: dict[str, int] = dataclasses.field(default_factory=dict)
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """All runs, one after the other."""
+        return sum(self.runs[name] * cost.seconds for name, cost in self.costs.items())
+
+    @property
+    def peak_memory(self) -> int:
+        """The most that a run's process holds, in bytes."""
+        return max((cost.peak_memory for cost in self.costs.values()), default=0)
+
+    @property
+    def disk(self) -> int:
+        """What all runs leave, and the largest needs meanwhile, in bytes."""
+        left = sum(self.runs[name] * cost.bytes_left for name, cost in self.costs.items())
+        return left + max((cost.bytes_meanwhile for cost in self.costs.values()), default=0)
+
+
+def check_experiment(
+    experiment: Experiment,
+    splits: data.Splits | None = None,
+    teacher: keras.Model | None = None,
+    *,
+    methods: Iterable[str] | None = None,
+    out: str | Path = "runs",
+    cost: bool = True,
+    observer: Observer | None = None,
+) -> Check:
+    """Builds everything, takes two real batches, and says what is wrong and what it will take. Trains nothing.
+
+    Args:
+        experiment: what would be run.
+        splits: its data, if they are loaded already.
+        teacher: the trained teacher. None takes the file that the experiment names, or, where it has to be trained
+            first, a new network in its place, whose accuracy and values then say nothing.
+        methods: those to look at; None for all.
+        out: where the runs would go, for the room on the disk.
+        cost: whether to measure what it will take.
+        observer: is told what is being tried.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ExperimentError: if the experiment cannot be built at all.
+    """
+    observer, check = observer or Observer(), Check()
+    observer.checking("the data")
+    splits = splits or build.load_data(experiment.data)
+    training = experiment.teacher_training()
+    trained = teacher is not None or training is None
+    if teacher is None and experiment.teacher is not None:
+        keras.utils.set_random_seed(0)
+        teacher = build.build_network(experiment.teacher, splits.train, "teacher")
+    batches = _batches(experiment, splits)
+    if teacher is not None and trained:
+        observer.checking("the teacher")
+        check.teacher, found = check_teacher(teacher, *_images(batches), list(splits.train.class_names))
+        check.findings += found
+    for name in experiment.methods if methods is None else methods:
+        observer.checking(f"the method {name}")
+        _check_one(check, experiment.single(name, experiment.seeds[0]), splits, teacher, batches, trained, cost)
+        check.runs[name] = len(experiment.seeds)
+    if cost and training is not None and not trained:
+        observer.checking("the training of the teacher")
+        network = build.build_network(training.student, splits.train, "teacher")
+        distiller = build.build_distiller(None, network, training, TEACHER)
+        check.costs[TEACHER] = measure(distiller, _dataset(training, splits), splits, training)
+        check.runs[TEACHER] = 1
+    if cost:
+        check.findings += _room(check, Path(out))
+    check.findings = worst_first(check.findings)
+    return check
+
+
+def check_before_running(
+    experiment: Experiment,
+    splits: data.Splits,
+    observer: Observer,
+    methods: Iterable[str],
+    teacher: keras.Model | None,
+    out: Path,
+    force: bool,
+) -> None:
+    """Tells the observer what is found of some methods, and refuses to run what cannot work unless forced.
+
+    Raises:
+        ExperimentError: if something found is of the severity "stop".
+    """
+    names = [name for name in experiment.methods if name in methods]
+    first = teacher is None or experiment.teacher_training() is None
+    check = check_experiment(
+        experiment, splits, teacher, methods=names, out=out, cost=first, observer=observer
+    )
+    observer.checked([finding._asdict() for finding in check.findings], check.seconds if first else None)
+    stopping = [str(finding) for finding in check.findings if finding.severity == "stop"]
+    if stopping and not force:
+        raise ExperimentError("\n".join([*stopping, "Nothing was run. --force runs it all the same."]))
+
+
+def _check_one(
+    check: Check,
+    experiment: Experiment,
+    splits: data.Splits,
+    teacher: keras.Model | None,
+    batches: list[tuple[Any, Any]],
+    trained: bool,
+    cost: bool,
+) -> None:
+    (name,) = experiment.methods
+    place = f"methods.{name}"
+    keras.utils.set_random_seed(experiment.seeds[0])
+    student = build.build_network(experiment.student, splits.train, "student")
+    try:
+        distiller = build.build_distiller(teacher, student, experiment, name)
+    except ExperimentError as error:
+        check.findings.append(Finding("stop", place, str(error).removeprefix(f"{place}: ")))
+        return
+    check.taps[name] = _taps(distiller)
+    rows, found = check_method(distiller, batches[:BATCHES], place, trained)
+    check.findings += found
+    if trained:
+        check.parts[name] = rows
+    if cost:
+        check.costs[name] = measure(distiller, _dataset(experiment, splits), splits, experiment)
+
+
+def _taps(distiller: Distiller) -> dict[str, tuple[str, str]]:
+    """The layers that the terms compare, as they were resolved."""
+    resolved = {}
+    for term in distiller.terms:
+        layers = [
+            ", ".join(map(str, taps.resolve(network, named, term.default_tap, role)))
+            for network, named, role in (
+                (distiller.teacher, term.teacher, "teacher"),
+                (distiller.student, term.student, "student"),
+            )
+        ]
+        resolved[str(term.name)] = (layers[0], layers[1])
+    return resolved
+
+
+def _dataset(experiment: Experiment, splits: data.Splits) -> Any:
+    return data.training_batches(
+        splits.train,
+        experiment.data.batch_size,
+        experiment.seeds[0],
+        data.EpochClock(),
+        build.augmentation(experiment.data),
+    )
+
+
+def _batches(experiment: Experiment, splits: data.Splits) -> list[tuple[Any, Any]]:
+    """The first batches that the student will see."""
+    count = max(BATCHES, -(-TEACHER_IMAGES // experiment.data.batch_size))
+    return list(_dataset(experiment, splits).take(count))
+
+
+def _images(batches: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    pixels, labels = (np.concatenate([np.asarray(batch[part]) for batch in batches]) for part in (0, 1))
+    return pixels, labels if labels.ndim == 1 else labels.argmax(axis=-1)  # mixed labels
+
+
+def _room(check: Check, out: Path) -> list[Finding]:
+    place = next(folder for folder in [out.absolute(), *out.absolute().parents] if folder.exists())
+    free = shutil.disk_usage(place).free
+    if check.disk <= free:
+        return []
+    found = f"the runs need {check.disk / 1e6:,.0f} MB and {place} has {free / 1e6:,.0f} MB free."
+    return [Finding("stop", "disk", found, "Make room, or choose another folder with --out.")]

@@ -1,0 +1,188 @@
+"""The state of a training on the disk, from which it goes on bit for bit after whatever ended it."""
+
+import json
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from spkd_keras.distiller import Distiller, NotFiniteError
+from spkd_keras.experiment import Checkpoints
+from spkd_keras.training.folder import replace
+from spkd_keras.training.interruption import Interruption
+
+KEPT = 2  # so that one is left if the newest is damaged
+
+
+class Position(NamedTuple):
+    """Where a training is: epochs that are done, and batches of the next one."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+class Checkpointer(keras.callbacks.Callback):
+    """Writes the whole state after each epoch, and after so many steps or minutes, and when a signal comes.
+
+    A checkpoint is an .npz archive, whose entries carry checksums: the weights of student and adapters, the terms'
+    weights, random states, the optimizer's slots and step, the metrics' sums, and what the recorder keeps. It is
+    written under another name, brought to the disk and renamed. The last two are kept.
+
+    Keras' `BackupAndRestore` (3.15) writes the weights and the epoch one after the other, so that a kill between the
+    two repeats an epoch, and begins an epoch anew where it was saved in its middle. It is the last callback in the
+    list: what a checkpoint says is done is in the other files.
+
+    Args:
+        folder: where the checkpoints are.
+        settings: when they are written.
+        steps: batches of an epoch.
+        interruption: is looked at before each batch.
+        progress: gives what the recorder keeps, as plain data.
+        warn: is told of a damaged checkpoint.
+
+    Attributes:
+        begun: where the present `fit` began.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Checkpoints,
+        steps: int,
+        interruption: Interruption,
+        progress: Callable[[], dict[str, Any]],
+        warn: Callable[[str], None],
+    ) -> None:
+        super().__init__()
+        self.folder, self.settings, self.steps = folder, settings, steps
+        self.interruption, self.progress, self.warn = interruption, progress, warn
+        self.begun = Position()
+        self._metrics: list[np.ndarray] = []
+        self._trained: dict[str, np.ndarray] = {}
+        self._written = time.monotonic()
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def restore(self, distiller: Distiller) -> tuple[Position, dict[str, Any]]:
+        """Loads the newest checkpoint that is whole.
+
+        Returns:
+            Where it was written and what the recorder kept; the beginning and nothing if there is none.
+        """
+        self.begun, self._metrics = Position(), []
+        for file in sorted(self.folder.glob("epoch-*.npz"), key=_position, reverse=True):
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    if archive.testzip() is not None:
+                        raise ValueError("a checksum is wrong")
+                with np.load(file) as arrays:
+                    state = dict(arrays)
+            except Exception as error:  # whatever a damaged file makes zipfile and NumPy raise
+                self.warn(f"The checkpoint {file} is damaged ({' '.join(str(error).split())}). Using the one before.")
+                file.unlink()
+                continue
+            variables = _variables(distiller)
+            _assign(variables, [state[f"state/{index}"] for index in range(len(variables))])
+            self._metrics = [state[key] for key in state if key.startswith("metrics/")]
+            self.begun = _position(file)
+            return self.begun, json.loads(str(state["progress"]))
+        return self.begun, {}
+
+    def restored_metrics(self, distiller: Distiller) -> dict[str, float]:
+        """Puts the metrics back to where the checkpoint was written, and returns their values."""
+        variables = distiller.metrics_variables
+        if len(variables) != len(self._metrics):
+            raise RuntimeError(f"The checkpoint has {len(self._metrics)} metric variables, not {len(variables)}.")
+        _assign(variables, self._metrics)
+        return {name: float(value) for name, value in distiller.get_metrics_result().items()}
+
+    # --- writing -------------------------------------------------------------------------------------------------
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Gives an epoch that is entered in its middle the sums of its first part."""
+        del logs
+        self.epoch = epoch
+        if epoch == self.begun.epoch and self.begun.batch:
+            self.restored_metrics(self.model)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the state if it is time to."""
+        del logs
+        minutes, steps = self.settings.minutes, self.settings.steps
+        due = minutes is not None and time.monotonic() - self._written >= 60 * minutes
+        first = self.begun.batch if self.epoch == self.begun.epoch else 0
+        position = Position(self.epoch, first + batch)
+        if batch and (due or (steps is not None and position.batch % steps == 0)):
+            self._write(position, self._state())
+        if self.interruption.received is not None:
+            if position.batch:
+                self._write(position, self._state())
+            self.interruption.stop()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Keeps the state at the end of an epoch's training, since the evaluation empties the metrics."""
+        del logs
+        self._trained = self._state()
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the kept state if a signal came."""
+        del batch, logs
+        if self.interruption.received is not None:
+            self._write(Position(self.epoch, self.steps), self._trained)
+            self.interruption.stop()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the state of the whole epoch; ends a `fit` that began within one."""
+        del logs
+        self._trained = {}
+        self._write(Position(epoch + 1), self._state())
+        self.interruption.stop()
+        if self.begun.batch:
+            self.model.stop_training = True
+
+    def remove(self) -> None:
+        """Removes all checkpoints."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        state = {f"state/{index}": np.array(value) for index, value in enumerate(_variables(self.model))}
+        return state | {f"metrics/{index}": np.array(v) for index, v in enumerate(self.model.metrics_variables)}
+
+    def _write(self, position: Position, state: dict[str, np.ndarray]) -> None:
+        failure = self.model.step_guard.failure()
+        if failure:  # a state after steps that were not applied is of no use
+            raise NotFiniteError(self.epoch, *failure)
+        self.folder.mkdir(exist_ok=True)
+        file = self.folder / f"epoch-{position.epoch}-batch-{position.batch}.npz"
+        progress = np.array(json.dumps(self.progress()))
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as content:
+                np.savez(content, **state, progress=progress)
+
+        replace(file, write)
+        for old in sorted(self.folder.glob("epoch-*.npz"), key=_position, reverse=True)[KEPT:]:
+            old.unlink()
+        self._written = time.monotonic()
+
+
+def _position(file: Path) -> Position:
+    _, epoch, _, batch = file.stem.split("-")
+    return Position(int(epoch), int(batch))
+
+
+def _variables(distiller: Distiller) -> list[Any]:
+    """All that a training goes on from, each once, but for the metrics."""
+    metrics = {id(variable) for variable in distiller.metrics_variables}
+    every = [*distiller.variables, *distiller.optimizer.variables]
+    return list({id(variable): variable for variable in every if id(variable) not in metrics}.values())
+
+
+def _assign(variables: list[Any], values: list[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

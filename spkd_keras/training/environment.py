@@ -1,0 +1,62 @@
+"""What a result may depend on beside the experiment, and what a run takes of the machine."""
+
+import contextlib
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+import spkd_keras
+
+PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorflow-datasets")
+DECIDING = ("versions", "commit", "devices", "intra_op_threads")  # a change of these may change bits
+
+
+def environment() -> dict[str, Any]:
+    """Returns versions, commit, platform, devices and numbers of threads."""
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "spkd_keras": spkd_keras.__version__,
+            **{package: metadata.version(package) for package in PACKAGES},
+        },
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "devices": [device.name for device in tf.config.list_physical_devices()],
+        "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads() or cores,
+        "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads() or cores,
+    }
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Says what differs between two environments that may change the bits of a result."""
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in DECIDING if before.get(key) != now.get(key)]
+
+
+def peak_memory() -> int:
+    """Returns the most memory that the process held since `reset_peak_memory`, in bytes (resident set)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0])
+
+
+def reset_peak_memory() -> None:
+    """Forgets the peak so far, so that a run does not report that of the one before."""
+    with contextlib.suppress(OSError):  # a container may forbid it; the peak is then the process' own
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def _commit() -> str | None:
+    """Returns the commit of the package's own checkout; None where it is installed, in another repository too."""
+    package = Path(spkd_keras.__file__).parent
+    command = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        top, commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
+    return commit if Path(top) == package.parent else None

@@ -1,0 +1,91 @@
+"""What a run came to: its errors, and its picture of similarities."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from spkd_keras import data, models
+from spkd_keras.distiller import taps
+from spkd_keras.losses import similarity_matrix
+from spkd_keras.training.folder import RunFolder, replace
+
+EVALUATION_BATCH = 256
+PICTURE_IMAGES = 128  # about so many in the picture of the similarity matrices
+
+
+def summarise(
+    folder: RunFolder,
+    student: keras.Model,
+    splits: data.Splits,
+    surroundings: dict[str, Any],
+    progress: dict[str, Any],
+) -> dict[str, Any]:
+    """What a run came to. Errors are fractions; the test labels are read here, once."""
+    experiment = folder.experiment
+    best = keras.saving.load_model(folder.best) if folder.best.exists() else None
+    images = experiment.schedule.epochs * len(splits.train)
+    seconds = progress["training_seconds"]
+    return {
+        "experiment": experiment.name,
+        "method": folder.method,
+        "seed": folder.seed,
+        "test_error": _error(student, splits.test),
+        "test_error_best": best and _error(best, splits.test),
+        "validation_error": splits.validation and _error(student, splits.validation),
+        "epochs": experiment.schedule.epochs,
+        "images": images,
+        "wall_seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 1) if seconds else None,
+        "peak_memory_bytes": progress["peak_memory_bytes"],
+        "parameters": student.count_params(),
+        "multiply_adds": models.multiply_adds(student),
+        "teacher_fingerprint": surroundings["teacher_fingerprint"],
+        "versions": surroundings["versions"],
+        "devices": surroundings["devices"],
+        "threads": surroundings["intra_op_threads"],
+        "data": splits.origin,
+        "class_names": list(splits.train.class_names),
+    }
+
+
+def _error(network: keras.Model, images: data.AnyImages) -> float:
+    """Returns the fraction of images that are put into a wrong class."""
+    predictions = network.predict(data.evaluation_batches(images, EVALUATION_BATCH), verbose=0)
+    return float(np.mean(np.argmax(predictions, axis=-1) != images.labels))
+
+
+def write_similarities(
+    folder: RunFolder, teacher: keras.Model | None, student: keras.Model, test: data.AnyImages
+) -> None:
+    """Writes the similarity matrices of the first test images of each class, sorted by class."""
+    classes = min(len(test.class_names), PICTURE_IMAGES)
+    chosen = np.concatenate(
+        [np.flatnonzero(test.labels == label)[: PICTURE_IMAGES // classes] for label in range(classes)]
+    )
+    ((pixels, _),) = data.evaluation_batches(test.take(chosen), len(chosen))
+    networks = {"student": student, "teacher": teacher}
+    matrices: dict[str, Any] = {
+        name: _similarities(network, pixels) for name, network in networks.items() if _has_last_stage(network)
+    }
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, labels=test.labels[chosen], **matrices)
+
+    replace(folder.similarity, write)
+
+
+def _has_last_stage(network: keras.Model | None) -> bool:
+    """A teacher from a file may have none; its methods then name the layers, and the picture leaves it out."""
+    try:
+        return network is not None and bool(taps.resolve(network, None, "last_stage", "network"))
+    except ValueError:
+        return False
+
+
+def _similarities(network: keras.Model, pixels: Any) -> np.ndarray:
+    place = taps.resolve(network, None, "last_stage", "network")
+    (activations,) = taps.tapped(network, place)(pixels, training=False)["taps"]
+    return np.asarray(similarity_matrix(activations))

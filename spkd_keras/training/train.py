@@ -1,0 +1,199 @@
+"""One run: a student trained into its folder, from wherever an earlier attempt came to."""
+
+import contextlib
+import json
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from spkd_keras import data
+from spkd_keras.distiller import Distiller, NotFiniteError, loss_parts
+from spkd_keras.experiment import Experiment
+from spkd_keras.observer import Observer
+from spkd_keras.training import build
+from spkd_keras.training.callbacks import Recorder, Reporter
+from spkd_keras.training.checkpoints import Checkpointer, Position
+from spkd_keras.training.environment import changes, environment
+from spkd_keras.training.folder import RunFolder, save_network, write_json
+from spkd_keras.training.interruption import Interruption
+from spkd_keras.training.results import EVALUATION_BATCH, summarise, write_similarities
+
+SHOWN_IMAGES = 8  # in a message; the file has them all
+
+
+def train(
+    folder: RunFolder,
+    splits: data.Splits,
+    observer: Observer,
+    interruption: Interruption,
+    teacher: keras.Model | None = None,
+    teacher_fingerprint: str | None = None,
+) -> None:
+    """Trains one student into its folder, or goes on where an earlier attempt stopped.
+
+    Raises:
+        ExperimentError: if another process is at it.
+        Interrupted: if a signal came; the state is written.
+        FloatingPointError: if the loss or the gradient of a step is not finite.
+        StorageError: if a file cannot be written.
+    """
+    with folder.locked():
+        if folder.finished:
+            return  # by another process, since this one looked
+        folder.create()
+        name, experiment = folder.path.name, folder.experiment
+        observer.started(name, experiment.schedule.epochs)
+        facts = {"teacher_fingerprint": teacher_fingerprint, "data": splits.origin}
+        facts["class_names"] = splits.train.class_names
+        surroundings = environment() | facts
+        _record(folder, surroundings, observer)
+        keras.utils.set_random_seed(folder.seed)
+        student = build.build_network(experiment.student, splits.train, "student")
+        distiller = build.build_distiller(teacher, student, experiment, folder.method)
+        training = _Training(folder, splits, distiller, observer, interruption)
+        with interruption.deferred():
+            training.run()
+        save_network(folder.student, student)
+        write_similarities(folder, teacher, student, splits.test)
+        progress = training.recorder.progress()
+        summary = summarise(folder, student, splits, surroundings, progress)
+        write_json(folder.summary, summary)
+        training.checkpointer.remove()
+        observer.completed(name, summary)
+
+
+def _record(folder: RunFolder, surroundings: dict[str, Any], observer: Observer) -> None:
+    """Writes what the run depends on; tells if an interrupted run goes on under other conditions."""
+    folder.failure.unlink(missing_ok=True)
+    if folder.environment.exists():
+        with contextlib.suppress(ValueError):
+            differing = changes(json.loads(folder.environment.read_text(encoding="utf-8")), surroundings)
+            if differing and folder.backup.exists():
+                observer.noticed(
+                    f"{folder.path.name} goes on under other conditions than it began ({'; '.join(differing)}): its "
+                    "numbers may differ in their last bits from an uninterrupted run's."
+                )
+    write_json(folder.environment, surroundings)
+
+
+class _Training:
+    """The epochs of a run: whole ones, and the rest of one that was interrupted."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        splits: data.Splits,
+        distiller: Distiller,
+        observer: Observer,
+        interruption: Interruption,
+    ) -> None:
+        self.folder, self.splits, self.distiller, self.observer = folder, splits, distiller, observer
+        self.experiment: Experiment = folder.experiment
+        self.augmentation = build.augmentation(self.experiment.data)
+        self.clock = data.EpochClock()
+        self.steps = -(-len(splits.train) // self.experiment.data.batch_size)
+        self.recorder = Recorder(folder)
+        self.checkpointer = Checkpointer(
+            folder.backup,
+            self.experiment.checkpoints,
+            self.steps,
+            interruption,
+            self.recorder.progress,
+            observer.noticed,
+        )
+        self.validation = splits.validation and data.evaluation_batches(
+            splits.validation, EVALUATION_BATCH, one_hot=self.augmentation.mixes_labels
+        )
+        self.callbacks = [
+            self.clock,
+            keras.callbacks.LearningRateScheduler(self.experiment.schedule.learning_rate_at),
+            build.weight_schedules(distiller, self.experiment.methods[folder.method]),
+            self.recorder,
+            Reporter(observer, folder.path.name, self.steps),
+            self.checkpointer,
+        ]
+
+    def run(self) -> None:
+        """Trains up to the last epoch. The rest of an epoch has a `fit` of its own, and what follows begins from its end.
+
+        Each `fit` begins from a checkpoint, so that what Keras does at the end of one, such as putting a moving average
+        of the weights into their place, is done once, after the last.
+        """
+        while True:
+            position = self._restore()
+            if position.batch < self.steps:
+                self._fit(position)
+            else:
+                self._finish_epoch(position.epoch)
+            if not position.batch:
+                return
+
+    def _restore(self) -> Position:
+        position, progress = self.checkpointer.restore(self.distiller)
+        self.recorder.resume(progress)
+        self.observer.progressed(self.folder.path.name, position.epoch, self.recorder.rows[-1] if position.epoch else {})
+        if position.batch:  # the metrics must be there before their sums can be put back
+            _, labels = self._batches().element_spec
+            classes = len(self.splits.train.class_names)
+            self.distiller.compute_metrics(None, np.zeros([1, *labels.shape[1:]], "int32"), np.zeros([1, classes]))
+        return position
+
+    def _batches(self, skip: int = 0) -> Any:
+        seed, size = self.folder.seed, self.experiment.data.batch_size
+        return data.training_batches(self.splits.train, size, seed, self.clock, self.augmentation, skip)
+
+    def _fit(self, position: Position) -> None:
+        try:
+            self.distiller.fit(
+                self._batches(position.batch),
+                epochs=self.experiment.schedule.epochs,
+                initial_epoch=position.epoch,
+                verbose=0,
+                shuffle=False,  # the data shuffle themselves
+                validation_data=self.validation,
+                callbacks=self.callbacks,
+            )
+        except NotFiniteError as error:
+            first = position.batch if error.epoch == position.epoch else 0
+            raise self._failure(error, error.batch + first) from error
+
+    def _finish_epoch(self, epoch: int) -> None:
+        """Does what is left of an epoch that was interrupted behind its last batch."""
+        callbacks = keras.callbacks.CallbackList(
+            self.callbacks, model=self.distiller, epochs=self.experiment.schedule.epochs
+        )
+        callbacks.on_epoch_begin(epoch)
+        results = self.checkpointer.restored_metrics(self.distiller)
+        logs = {name: value for name, value in results.items() if name != "images"}
+        if self.validation:
+            found = self.distiller.evaluate(self.validation, return_dict=True, verbose=0, callbacks=callbacks)
+            logs |= {f"val_{name}": value for name, value in found.items()}
+        callbacks.on_epoch_end(epoch, logs)
+
+    def _failure(self, error: NotFiniteError, batch: int) -> FloatingPointError:
+        """Says which images were in the batch that could not be trained on, and writes it to `failure.json`."""
+        places = data.batch_places(
+            len(self.splits.train), self.experiment.data.batch_size, self.folder.seed, error.epoch, batch
+        ).tolist()
+        # The weights are still those before the step, so that it can be looked at again, term by term.
+        self.clock.epoch.assign(error.epoch)
+        parts = loss_parts(self.distiller, *next(iter(self._batches(batch))))
+        found = {
+            "epoch": error.epoch + 1,
+            "batch": batch + 1,
+            "not_finite": list(error.parts),
+            "parts": {name: {key: repr(value) for key, value in part._asdict().items()} for name, part in parts.items()},
+            "images": places,
+        }
+        write_json(self.folder.failure, found)
+        pulling = [name for name, part in parts.items() if not math.isfinite(part.gradient_norm)]
+        shown = ", ".join(map(str, places[:SHOWN_IMAGES])) + (", ..." if len(places) > SHOWN_IMAGES else "")
+        text = str(NotFiniteError(error.epoch, batch, error.parts))
+        if error.parts == ("gradient",) and pulling:
+            text += f" The gradient is that of {', '.join(pulling)}."
+        return FloatingPointError(
+            f"{text} The batch is the training images {shown} (all in {self.folder.failure}). The last good checkpoint "
+            "is kept."
+        )
