@@ -180,7 +180,7 @@ def test_a_failure_is_told_in_one_line(monkeypatch, tmp_path):
 def test_an_interruption(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "read_runs", failing(KeyboardInterrupt()))
     result = call("report", tmp_path)
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == "spkd: Interrupted. The same command continues where it stopped.\n"
 
 
@@ -203,7 +203,7 @@ def test_report(runs):
     result = call("report", runs)
     assert (result.exit_code, result.stderr) == (0, "")
     text = words(result.stdout)
-    assert "sp: it helped: -12.50 points in the median, fewer errors than the student alone in 1 of 1 seeds." in text
+    assert "sp: it helped: -12.50 points in the median, fewer errors than the student alone in 1 of 1 seeds" in text
     assert f"Written: {runs}/report/RESULTS.md\n" in result.stdout
     assert f"Students: {runs}/<method>-seed<k>/student.keras\n" in result.stdout
     assert (runs / "report" / "RESULTS.md").is_file()
@@ -246,23 +246,51 @@ def quiet_tensorflow(monkeypatch):
 def test_what_a_run_is_given(experiment_file, runs, monkeypatch):
     given = []
 
-    def run_experiment(experiment, out, observer):
-        given.append((experiment, out))
+    def run_experiment(experiment, out, observer, **options):
+        given.append((experiment, out, options))
         observer.planned(["student-seed0", "sp-seed0"], ["student-seed0"])
+        observer.checking("the method sp")
+        found = {"severity": "warning", "place": "methods.sp", "found": "odd.", "advice": "Look."}
+        observer.checked([found], 7300.0)
         observer.started("sp-seed0", 2)
+        observer.advanced("sp-seed0", 0.5)
+        observer.noticed("Something [to] know.")
         observer.progressed("sp-seed0", 1, {"accuracy": 0.5})
         observer.completed("sp-seed0", {"test_error": 0.125, "epochs": 2, "wall_seconds": 3.4})
         return runs
 
     monkeypatch.setattr(training, "run_experiment", run_experiment)
     overrides = ["--set", "name=other", "--set", "methods.sp.terms.0.weight=7"]
-    result = call("run", experiment_file, "--out", "there", *overrides, "--methods", "sp", "--seeds", "3, 4")
+    options = ["--methods", "sp", "--seeds", "3, 4", "--jobs", "2", "--no-check"]
+    result = call("run", experiment_file, "--out", "there", *overrides, *options)
     assert result.exit_code == 0
-    ((experiment, out),) = given
+    ((experiment, out, options),) = given
+    assert options == {"jobs": 2, "check": False, "force": False}
     assert (experiment.name, list(experiment.methods), experiment.seeds) == ("other", ["sp"], [3, 4])
     assert experiment.methods["sp"].terms[0].weight == 7.0
     assert str(out) == "there"
     assert "Finished before: student-seed0" in result.stderr
     assert "sp-seed0: test error 12.50%, 2 epochs in 3 s" in result.stderr
+    for line in (
+        "warning: methods.sp: odd. Look.",
+        "Expected, one run after the other: 2.0 hours",
+        "Something [to] know.",
+    ):
+        assert line in result.stderr
     assert "sp-seed0" not in result.stdout
     assert f"Written: {runs}/report/RESULTS.md" in result.stdout
+
+
+@pytest.mark.usefixtures("quiet_tensorflow")
+def test_runs_that_fail_are_told_behind_the_report(experiment_file, runs, monkeypatch):
+    def run_experiment(experiment, out, observer, **options):
+        observer.planned(["student-seed0", "sp-seed0"], ["student-seed0"])
+        observer.started("sp-seed0", 2)
+        observer.failed("sp-seed0", "it broke")
+        raise training.RunsFailedError(runs, {"sp-seed0": "it broke"})
+
+    monkeypatch.setattr(training, "run_experiment", run_experiment)
+    result = call("run", experiment_file)
+    assert result.exit_code == 1
+    assert f"Written: {runs}/report/RESULTS.md" in result.stdout
+    assert result.stderr.splitlines()[-1] == "spkd: sp-seed0 failed: it broke"

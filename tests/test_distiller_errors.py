@@ -78,7 +78,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_saved(terms: list[Te
     good = saved.read_bytes()
     kernel = student.get_layer("conv1").kernel
     kernel.assign(kernel * np.nan)
-    with pytest.raises(FloatingPointError, match=r"not finite in epoch 1, batch 1: .*student_loss, .*loss, gradient\. .*Lower"):
+    with pytest.raises(
+        FloatingPointError, match=r"not finite in epoch 1, batch 1: .*student_loss, .*loss, gradient\. .*Lower"
+    ):
         model.fit(x, y, verbose=0, callbacks=[save])
     assert saved.read_bytes() == good
 

@@ -151,30 +151,27 @@ def test_cells(root):
 
 
 @pytest.mark.parametrize(
-    ("differences", "verdict"),
+    ("differences", "outcome", "better", "probability"),
     [
-        ([-0.125], "sp: it helped: -12.50 points in the median, fewer errors than the student alone in 1 of 1 seeds."),
-        ([0.125], "sp: it harmed: +12.50 points in the median, fewer errors than the student alone in 0 of 1 seeds."),
-        ([0.0], "sp: no difference: +0.00 points in the median, fewer errors than the student alone in 0 of 1 seeds."),
-        (
-            [-0.25, 0.125, -0.125],
-            "sp: it helped: -12.50 points in the median, fewer errors than the student alone in 2 of 3 seeds.",
-        ),
-        (
-            [0.25, -0.125],
-            "sp: it harmed: +6.25 points in the median, fewer errors than the student alone in 1 of 2 seeds.",
-        ),
-        (
-            [0.125, -0.125],
-            "sp: no difference: +0.00 points in the median, fewer errors than the student alone in 1 of 2 seeds.",
-        ),
+        ([-0.125], "it helped: -12.50", "1 of 1", "1"),
+        ([0.125], "it harmed: +12.50", "0 of 1", "1"),
+        ([0.0], "no difference: +0.00", "0 of 1", "1"),
+        ([-0.25, 0.125, -0.125], "it helped: -12.50", "2 of 3", "1"),
+        ([0.25, -0.125], "it harmed: +6.25", "1 of 2", "1"),
+        ([0.125, -0.125], "no difference: +0.00", "1 of 2", "1"),
+        # 2 of the 2^3 ways that three signs can fall, and of 2^6; a tie is no sign
+        ([-0.125, -0.25, -0.125], "it helped: -12.50", "3 of 3", "0.25"),
+        ([0.125, 0.125, 0.125, 0.125, 0.125, 0.0, 0.125], "it harmed: +12.50", "0 of 7", "0.031"),
     ],
 )
-def test_verdicts(tmp_path, differences, verdict):
+def test_verdicts(tmp_path, differences, outcome, better, probability):
     for seed, difference in enumerate(differences):
         write_run(tmp_path, "student", seed, 0.5)
         write_run(tmp_path, "sp", seed, 0.5 + difference)
-    assert report.verdicts(summarised(tmp_path)) == [verdict]
+    assert report.verdicts(summarised(tmp_path)) == [
+        f"sp: {outcome} points in the median, fewer errors than the student alone in {better} seeds "
+        f"(sign test: p = {probability})."
+    ]
 
 
 def test_markdown(tmp_path):
@@ -196,7 +193,8 @@ def test_markdown(tmp_path):
         "| student | 2 | 37.50 (25.00 to 50.00) |  | 25.00 (25.00 to 25.00) | 1,234 | 12,340 |\n"
         "| sp | 1 | 25.00 | -25.00 |  | 1,234 | 12,340 |\n"
         "\n"
-        "- sp: it helped: -25.00 points in the median, fewer errors than the student alone in 1 of 1 seeds.\n"
+        "- sp: it helped: -25.00 points in the median, fewer errors than the student alone in 1 of 1 seeds "
+        "(sign test: p = 1).\n"
         "- Not finished: sp-seed1.\n"
         "\n"
         "![Similarity matrices of tiny](tiny-similarity.png)\n"

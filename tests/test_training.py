@@ -50,10 +50,13 @@ SUMMARY_KEYS = [
     "images",
     "wall_seconds",
     "images_per_second",
+    "peak_memory_bytes",
     "parameters",
     "multiply_adds",
     "teacher_fingerprint",
     "versions",
+    "devices",
+    "threads",
     "data",
     "class_names",
 ]

@@ -1,12 +1,15 @@
 """What a run refuses, before any training, and what a failing one leaves alone."""
 
+import json
+
 import keras
 import pytest
+import tensorflow as tf
 from tiny_experiment import Listener, content, tiny
 
-from spkd_keras import models
+from spkd_keras import data, models
 from spkd_keras.experiment import ExperimentError
-from spkd_keras.training import run_experiment
+from spkd_keras.training import RunsFailedError, run_experiment
 from spkd_keras.training.folder import RunFolder
 
 ONLY_STUDENT = ("teacher=", "methods={student: []}", "data.validation=0", "schedule.epochs=1")
@@ -229,9 +232,16 @@ def test_a_loss_that_is_not_finite(tmp_path):
         "schedule.epochs=1",
     )
     listener = Listener()
-    with pytest.raises(FloatingPointError, match=r"The loss is not finite in epoch 1: .*Lower the learning rate"):
+    with pytest.raises(RunsFailedError, match=r"The loss is not finite in epoch 1, batch 1: .*Lower the learning rate"):
         run_experiment(experiment, tmp_path / "runs", listener)
     assert listener.of("completed") == ["student-seed0"]
     root = tmp_path / "runs" / "tiny"
     assert (root / "student-seed0" / "summary.json").exists()
-    assert {file.name for file in (root / "sp-seed0").iterdir()} == {"experiment.yaml"}
+    left = {file.name for file in (root / "sp-seed0").iterdir()}
+    assert left - {".lock"} == {"experiment.yaml", "environment.json", "failure.json"}
+    found = json.loads((root / "sp-seed0" / "failure.json").read_text())
+    assert (found["epoch"], found["batch"], found["not_finite"]) == (1, 1, ["gradient"])
+    # The images of the batch, by hand: the first of the order that the seed and the epoch give.
+    images = len(data.load("digits", validation=0, train_fraction=0.1).train)
+    order = tf.random.experimental.stateless_shuffle(tf.range(images), seed=[0, 0]).numpy()
+    assert found["images"] == order[:32].tolist()

@@ -1,9 +1,8 @@
 """A run that is killed at any moment and started again gives the same student, bit for bit."""
 
+import json
 import os
 import signal
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -11,8 +10,8 @@ import pytest
 from tiny_experiment import Listener, assert_same_run, history_of, tiny, weights_of
 
 from spkd_keras import models
-from spkd_keras.distiller import Distiller
-from spkd_keras.training import run, run_experiment
+from spkd_keras.training import Interrupted, checkpoints, run_experiment, train
+from spkd_keras.training.callbacks import Recorder, Reporter
 
 pytestmark = pytest.mark.slow
 
@@ -27,9 +26,20 @@ def teacher(tmp_path_factory):
 
 
 def three_epochs(folder, teacher, seed=1):
-    # A rate that changes with every epoch, so that a wrong one would be seen.
-    drops = "schedule.drops={1: 0.5, 2: 0.5}"
-    return tiny(folder, f"teacher={{path: '{teacher}'}}", "schedule.epochs=3", drops, f"seeds=[{seed}]").select(["sp"])
+    """All that has a state: momentum, a moving average, random numbers, and weights and rates that change."""
+    changes = [
+        f"teacher={{path: '{teacher}'}}",
+        "student.dropout=0.2",
+        "schedule.epochs=3",
+        "schedule.ema=0.8",
+        "schedule.drops={1: 0.5, 2: 0.5}",
+        "methods.sp.terms.0.schedule={warm_up: 2}",
+        "data.batch_size=16",  # six batches an epoch, the last of one image
+        "data.augmentation=cifar",
+        "checkpoints.steps=2",
+        f"seeds=[{seed}]",
+    ]
+    return tiny(folder, *changes).select(["sp"])
 
 
 @pytest.fixture(scope="module")
@@ -38,86 +48,82 @@ def uninterrupted(teacher, tmp_path_factory):
     return run_experiment(three_epochs(folder, teacher), folder / "runs") / "sp-seed1"
 
 
-def kill(*_, **__):
-    raise KeyboardInterrupt
+class Death(BaseException):
+    """Ends everything at once, as SIGKILL does: nothing catches it."""
 
 
-def kill_at(count, method, then):
-    """Wraps a method that writes a file: its call number `count` is followed by something else."""
+def die(*_, **__):
+    raise Death
+
+
+def at_call(count, then, method):
+    """Wraps a method: behind its call number `count` something else happens."""
     calls = []
 
-    def wrapped(self, filepath, *args, **kwargs):
-        calls.append(filepath)
-        method(self, filepath, *args, **kwargs)
+    def wrapped(*args, **kwargs):
+        result = method(*args, **kwargs)
+        calls.append(args)
         if len(calls) == count:
-            then(filepath)
+            then(*args)
+        return result
 
     return wrapped
 
 
-def tear(path):
-    """Leaves the first half of a file, as a kill during writing does."""
-    os.truncate(path, os.path.getsize(path) // 2)
-    raise KeyboardInterrupt
+def tear(*arguments):
+    """Leaves the first half of a file that is being written."""
+    arguments[0].flush()
+    os.truncate(arguments[0].name, arguments[0].tell() // 2)
+    raise Death
 
 
-# Each moment makes the run kill itself there.
+# Each moment makes the run end there: an object, the name of a function of it, the number of the call, and what then.
+MOMENTS = {
+    "within an epoch": (Reporter, "on_train_batch_begin", 10, die),
+    "in an evaluation": (Reporter, "on_test_batch_begin", 2, die),
+    "between history and checkpoint": (Recorder, "on_epoch_end", 2, die),
+    "in the first checkpoint": (checkpoints.np, "savez", 1, tear),
+    "in a later checkpoint": (checkpoints.np, "savez", 5, tear),
+    "behind an epoch's checkpoint": (checkpoints, "replace", 6, die),
+    "behind the student": (train, "save_network", 1, die),
+    "in the summary": (train, "summarise", 1, die),
+    "behind the summary": (train, "write_json", 2, die),
+}
 
 
-def within_the_second_epoch(patch):
-    steps = []
-
-    def count_steps(self, batch, logs=None):
-        steps.append(batch)
-        if len(steps) == 5:  # an epoch has three
-            raise KeyboardInterrupt
-
-    patch.setattr(keras.callbacks.LearningRateScheduler, "on_train_batch_end", count_steps)
-
-
-def within_the_first_backup(patch):
-    patch.setattr(Distiller, "save_weights", kill_at(1, Distiller.save_weights, tear), raising=False)
-
-
-def within_the_second_backup(patch):
-    patch.setattr(Distiller, "save_weights", kill_at(2, Distiller.save_weights, tear), raising=False)
-
-
-def between_the_weights_of_the_second_backup_and_its_epoch(patch):
-    patch.setattr(Distiller, "save_weights", kill_at(2, Distiller.save_weights, kill), raising=False)
-
-
-def between_the_weights_of_the_first_backup_and_its_epoch(patch):
-    patch.setattr(Distiller, "save_weights", kill_at(1, Distiller.save_weights, kill), raising=False)
-
-
-def after_the_student_is_saved(patch):
-    patch.setattr(run, "similarity_matrix", kill)
-
-
-@pytest.mark.parametrize(
-    "moment",
-    [
-        within_the_second_epoch,
-        within_the_first_backup,
-        within_the_second_backup,
-        between_the_weights_of_the_first_backup_and_its_epoch,
-        between_the_weights_of_the_second_backup_and_its_epoch,
-        after_the_student_is_saved,
-    ],
-    ids=lambda moment: moment.__name__,
-)
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_started_again(uninterrupted, teacher, tmp_path, moment):
     experiment = three_epochs(tmp_path, teacher)
+    place, name, count, then = MOMENTS[moment]
+    original = getattr(place, name, None) or getattr(keras.callbacks.Callback, name)
     with pytest.MonkeyPatch.context() as patch:
-        moment(patch)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(place, name, at_call(count, then, original), raising=False)
+        with pytest.raises(Death):
             run_experiment(experiment, tmp_path / "runs")
     folder = tmp_path / "runs" / "tiny" / "sp-seed1"
-    assert not (folder / "summary.json").exists()
+    assert (folder / "summary.json").exists() == (moment == "behind the summary")
     run_experiment(experiment, tmp_path / "runs")
     assert_same_run(uninterrupted, folder)
-    assert {path.name for path in folder.iterdir()} == {path.name for path in uninterrupted.iterdir()}
+
+
+@pytest.mark.parametrize("damage", ["one bit", "both"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(uninterrupted, teacher, tmp_path, damage):
+    experiment, folder = three_epochs(tmp_path, teacher), tmp_path / "runs" / "tiny" / "sp-seed1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reporter, "on_train_batch_begin", at_call(12, die, Reporter.on_train_batch_begin))
+        with pytest.raises(Death):
+            run_experiment(experiment, tmp_path / "runs")
+    older, newer = sorted((folder / "backup").iterdir())
+    assert [older.name, newer.name] == ["epoch-1-batch-2.npz", "epoch-1-batch-4.npz"]
+    for file in [newer, older] if damage == "both" else [newer]:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content if damage == "one bit" else content[: len(content) // 2])
+    listener = Listener()
+    run_experiment(experiment, tmp_path / "runs", listener)
+    named = [text for text in listener.of("noticed") if "is damaged" in text]
+    assert [str(newer) in text for text in named] == ([True, False] if damage == "both" else [True])
+    assert_same_run(uninterrupted, folder)
 
 
 def test_it_goes_on_where_it_was(uninterrupted, teacher, tmp_path):
@@ -125,31 +131,77 @@ def test_it_goes_on_where_it_was(uninterrupted, teacher, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_experiment(experiment, tmp_path / "runs", Listener(stop_after=1))
     assert [row["epoch"] for row in history_of(folder)] == [1]
-    listener = Listener()
-    run_experiment(experiment, tmp_path / "runs", listener)
-    assert [done for kind, _, done in listener.told if kind == "progressed"] == [1, 2, 3]
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reporter, "on_train_batch_begin", lambda self, batch, logs: steps.append(batch))
+        run_experiment(experiment, tmp_path / "runs", Listener())
+    assert steps == [*range(6), *range(6)]
     assert_same_run(uninterrupted, folder)
 
 
-def test_killed_in_another_process(uninterrupted, teacher, tmp_path):
-    experiment = three_epochs(tmp_path, teacher)
-    (tmp_path / "run.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
-    code = f"""
-import os
-from spkd_keras.experiment import load_experiment
-from spkd_keras.observer import Observer
-from spkd_keras.training import run_experiment
+# --- signals ---------------------------------------------------------------------------------------------------------
 
-class Killer(Observer):
-    def progressed(self, run, epochs_done, logs):
-        if epochs_done == 1:
-            os.kill(os.getpid(), {int(signal.SIGKILL)})
+SIGNAL_MOMENTS = {
+    "before an epoch": ("on_epoch_begin", 1, set()),
+    "within an epoch": ("on_train_batch_begin", 9, {"epoch-1-batch-2.npz", "epoch-1-batch-3.npz"}),
+    "in an epoch's last batch": ("on_train_batch_begin", 6, {"epoch-0-batch-4.npz", "epoch-0-batch-6.npz"}),
+    "in an evaluation": ("on_test_begin", 2, {"epoch-1-batch-4.npz", "epoch-1-batch-6.npz"}),
+    "between epochs": ("on_epoch_end", 1, {"epoch-0-batch-4.npz", "epoch-1-batch-0.npz"}),
+}
 
-run_experiment(load_experiment("run.yaml"), "runs", Killer())
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+
+@pytest.mark.parametrize("moment", SIGNAL_MOMENTS)
+def test_a_signal_writes_the_state_at_once(uninterrupted, teacher, tmp_path, moment):
+    experiment, folder = three_epochs(tmp_path, teacher), tmp_path / "runs" / "tiny" / "sp-seed1"
+    name, count, left = SIGNAL_MOMENTS[moment]
+    number = signal.SIGINT if moment == "between epochs" else signal.SIGTERM
+    before = signal.getsignal(number)
+    original = getattr(Reporter, name)  # a default of Keras where the reporter has none of its own
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reporter, name, at_call(count, lambda *_: signal.raise_signal(number), original))
+        with pytest.raises(Interrupted) as caught:
+            run_experiment(experiment, tmp_path / "runs")
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+    assert {file.name for file in (folder / "backup").glob("*")} == left
     run_experiment(experiment, tmp_path / "runs")
+    assert_same_run(uninterrupted, folder)
+
+
+def test_a_second_signal_ends_it_without_a_state(teacher, tmp_path):
+    def twice(*_):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reporter, "on_train_batch_begin", at_call(2, twice, Reporter.on_train_batch_begin))
+        with pytest.raises(Interrupted):
+            run_experiment(three_epochs(tmp_path, teacher), tmp_path / "runs")
+    assert not list(tmp_path.glob("runs/tiny/sp-seed1/backup/*"))
+
+
+# --- what may differ, and what may not -------------------------------------------------------------------------------
+
+
+def test_other_conditions_are_told(teacher, tmp_path):
+    experiment, folder = three_epochs(tmp_path, teacher), tmp_path / "runs" / "tiny" / "sp-seed1"
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, tmp_path / "runs", Listener(stop_after=1))
+    recorded = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps(recorded | {"intra_op_threads": 64}))
+    listener = Listener(stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, tmp_path / "runs", listener)
+    (notice,) = listener.of("noticed")
+    assert f"intra_op_threads: 64 -> {recorded['intra_op_threads']}" in notice
+
+
+def test_when_checkpoints_are_written_changes_no_result(uninterrupted, teacher, tmp_path):
+    experiment = three_epochs(tmp_path, teacher)
+    other = experiment.model_copy(update={"checkpoints": experiment.checkpoints.model_copy(update={"steps": None})})
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, tmp_path / "runs", Listener(stop_after=2))
+    run_experiment(other, tmp_path / "runs")  # not refused as another experiment
     assert_same_run(uninterrupted, tmp_path / "runs" / "tiny" / "sp-seed1")
 
 

@@ -25,7 +25,7 @@ seeds: [0]
 """
 METHODS = ["student", "kd", "sp"]
 RUNS = ["teacher-seed0", "student-seed0", "kd-seed0", "sp-seed0"]
-TIMES = ("wall_seconds", "images_per_second")
+TIMES = ("wall_seconds", "images_per_second", "peak_memory_bytes")
 
 
 def tiny(folder, *overrides):
@@ -47,6 +47,12 @@ class Listener(Observer):
 
     def started(self, run, epochs):
         self.told.append(("started", run, epochs))
+
+    def noticed(self, text):
+        self.told.append(("noticed", text))
+
+    def failed(self, run, reason):
+        self.told.append(("failed", run, reason))
 
     def progressed(self, run, epochs_done, logs):
         self.told.append(("progressed", run, epochs_done))

@@ -10,7 +10,14 @@ from rich import box
 from rich.table import Table
 
 from spkd_keras.cli.app import app
-from spkd_keras.cli.console import WRONG_USE, answers, clear_errors, keras_prints_to_stderr, notices, starting_tensorflow
+from spkd_keras.cli.console import (
+    WRONG_USE,
+    answers,
+    clear_errors,
+    keras_prints_to_stderr,
+    notices,
+    starting_tensorflow,
+)
 from spkd_keras.cli.options import Methods, Out, Overrides, Seeds, read_experiment
 from spkd_keras.cli.progress import duration
 from spkd_keras.observer import Observer
@@ -40,8 +47,8 @@ def check(
 ) -> None:
     """Try an experiment on two real batches: what is wrong with it, and what will it take?
 
-    Nothing is trained or written. A teacher that `spkd run` trained under OUT is tried too. Exit code 2 if something was
-    found that cannot work.
+    Nothing is trained or written. A teacher that `spkd run` trained under OUT is tried too. Exit code 2 if something
+    was found that cannot work.
     """
     with clear_errors():
         experiment = read_experiment(file, overrides, methods, seeds)
@@ -67,7 +74,9 @@ def _show(result: "Check", name: str) -> None:
         _say("Nothing wrong was found.")
     if result.teacher and result.teacher["accuracy"] is not None:
         facts = result.teacher
-        _say(f"Teacher: right on {facts['accuracy']:.1%} of {facts['images']} training images; gives {facts['outputs']}.")
+        _say(
+            f"Teacher: right on {facts['accuracy']:.1%} of {facts['images']} training images; gives {facts['outputs']}."
+        )
     elif "teacher" in result.costs:
         _say("Teacher: not trained yet. Its accuracy and the values of the terms are told when it is.")
     if result.parts:
@@ -77,7 +86,8 @@ def _show(result: "Check", name: str) -> None:
             _say(f"{method}: {term} compares the teacher's {teacher} with the student's {student}")
     for run, cost in result.costs.items():
         _say(
-            f"{run}: {1000 * cost.step_seconds:.0f} ms a step, {duration(cost.seconds)} a run, {result.runs[run]} of them"
+            f"{run}: {1000 * cost.step_seconds:.0f} ms a step, {duration(cost.seconds)} a run, "
+            f"{result.runs[run]} of them"
         )
     _say(
         f"{name}: about {duration(result.seconds)} for all, {result.peak_memory / 2**30:.1f} GiB of memory, "
@@ -88,7 +98,7 @@ def _show(result: "Check", name: str) -> None:
 def _table(result: "Check") -> Table:
     table = Table(title="The loss on two batches, before training", title_justify="left", box=box.SIMPLE)
     for index, column in enumerate(("method", "part", "value", "weight", "share", "gradient norm", "pairs")):
-        table.add_column(column, justify="right" if index > 1 else "left", overflow="fold")
+        table.add_column(column, justify="right" if index > 1 else "left", no_wrap=column == "part")
     for method, rows in result.parts.items():
         for index, row in enumerate(rows):
             table.add_row(

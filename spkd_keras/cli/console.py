@@ -68,7 +68,7 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         # `Interrupted` of a run knows which signal it was; where nothing is kept, it was Ctrl-C.
         code = getattr(error, "exit_code", INTERRUPTED)
-        _fail(f"{error or 'Interrupted.'} The same command continues where it stopped.", code, error)
+        _fail(f"{str(error) or 'Interrupted.'} The same command continues where it stopped.", code, error)
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:

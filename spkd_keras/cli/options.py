@@ -25,9 +25,7 @@ def read_experiment(file: Path, overrides: list[str] | None, methods: str | None
         ExperimentError: if the file or an option is not valid.
     """
     experiment = load_experiment(file, overrides or ())
-    return experiment.select(
-        None if methods is None else _items(methods), None if seeds is None else _integers(seeds)
-    )
+    return experiment.select(None if methods is None else _items(methods), None if seeds is None else _integers(seeds))
 
 
 def _items(text: str) -> list[str]:

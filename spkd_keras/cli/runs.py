@@ -33,8 +33,8 @@ def run(
 ) -> None:
     """Run an experiment: train the teacher once, then every method with every seed, and report.
 
-    Ctrl-C or SIGTERM writes the state of the run and ends with exit code 130 or 143. Whatever ended it, the same command
-    continues, and gives what an uninterrupted run would have given.
+    Ctrl-C or SIGTERM writes the state of the run and ends with exit code 130 or 143. Whatever ended it, the same
+    command continues, and gives what an uninterrupted run would have given.
     """
     with clear_errors():
         experiment = read_experiment(file, overrides, methods, seeds)

@@ -96,6 +96,25 @@ class StepGuard:
         self._step.assign_add(1)
 
 
+class ForwardState:
+    """What a forward pass in training changes beside what is trained: moving statistics and random states.
+
+    Args:
+        layers: whose state it is, kept as it is now.
+        trained: the variables that only an optimizer changes.
+    """
+
+    def __init__(self, layers: Sequence[keras.layers.Layer], trained: Sequence[Any]) -> None:
+        known = {id(variable) for variable in trained}
+        changing = [variable for layer in layers for variable in layer.variables if id(variable) not in known]
+        self._values = [(variable, tf.convert_to_tensor(variable.value)) for variable in changing]
+
+    def restore(self) -> None:
+        """Puts it back."""
+        for variable, value in self._values:
+            variable.assign(value)
+
+
 class TrainingGuard(keras.callbacks.Callback):
     """Stops a training that cannot work, with an error that says why.
 

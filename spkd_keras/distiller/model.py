@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from spkd_keras.distiller import taps
-from spkd_keras.distiller.guard import StepGuard, TrainingGuard, clear_label_errors
+from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, clear_label_errors
 from spkd_keras.distiller.keeper import StudentKeeper
 from spkd_keras.distiller.term import Term, named
 from spkd_keras.distiller.wiring import Wiring, check_arguments
@@ -240,7 +240,7 @@ class Distiller(StudentKeeper):
                 "A Distiller with terms trains on one replica. Received: a strategy with several."
             )
         teacher_taps = self._wiring.run_teacher(x) if self.terms else []
-        before = self._forward_state()
+        before = ForwardState([self.student, *self.adapters.values()], self.trainable_variables)
         with tf.GradientTape() as tape:
             y_pred, student_taps = self._wiring.run_student(x, training=True, with_taps=bool(self.terms))
             losses = self._compiled_loss(y, y_pred, sample_weight)
@@ -254,35 +254,22 @@ class Distiller(StudentKeeper):
             warnings.warn("The student has no trainable weights, so `fit` changes nothing.", stacklevel=2)
         return self._logs(x, y, y_pred, sample_weight, objective, losses)
 
-    def _apply_gradients(
-        self, tape: tf.GradientTape, loss: Any, losses: dict[str, Any], before: list[tuple[Any, Any]]
-    ) -> None:
+    def _apply_gradients(self, tape: tf.GradientTape, loss: Any, losses: dict[str, Any], before: ForwardState) -> None:
         variables = self.trainable_variables
         pairs = list(zip(tape.gradient(loss, variables), variables, strict=True))
         if not self.student_loss_weight:
             # The layers behind the last tap have no gradient then, and none is meant.
             pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
-        if tf.distribute.has_strategy():
-            # Keras applies gradients by a merge of the replicas, which TensorFlow 2.21 refuses inside a condition.
+
+        def apply() -> None:
             self.optimizer.apply_gradients(pairs)
+
+        if tf.distribute.has_strategy():
+            apply()  # by a merge of the replicas, which TensorFlow 2.21 refuses inside a condition
             return
         # With a scaled loss, gradients that are not finite are ordinary, and the optimizer skips those steps itself.
         scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-
-        def undo() -> None:
-            for variable, value in before:
-                variable.assign(value)
-
-        self.step_guard.run(
-            losses, None if scales else [g for g, _ in pairs], lambda: self.optimizer.apply_gradients(pairs), undo
-        )
-
-    def _forward_state(self) -> list[tuple[Any, Any]]:
-        """Returns what a forward pass in training changes (moving statistics, random states), with its values."""
-        layers = [self.student, *self.adapters.values()]
-        trained = {id(variable) for variable in self.trainable_variables}
-        state = [variable for layer in layers for variable in layer.variables if id(variable) not in trained]
-        return [(variable, tf.convert_to_tensor(variable.value)) for variable in state]
+        self.step_guard.run(losses, None if scales else [g for g, _ in pairs], apply, before.restore)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates the student; runs the teacher only if `evaluate_terms` is set and there is one."""

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from spkd_keras.distiller.guard import ForwardState
 from spkd_keras.distiller.model import Distiller
 
 
@@ -32,8 +33,8 @@ def loss_parts(distiller: Distiller, x: Any, y: Any) -> dict[str, LossPart]:
     Returns:
         `student_loss` and every term's name with its part.
     """
-    before = distiller._forward_state()
     variables = distiller.trainable_variables
+    before = ForwardState([distiller.student, *distiller.adapters.values()], variables)
     teacher_taps = distiller._wiring.run_teacher(x) if distiller.terms else []
     with tf.GradientTape(persistent=True) as tape:
         y_pred, student_taps = distiller._wiring.run_student(x, training=True, with_taps=bool(distiller.terms))
@@ -46,8 +47,7 @@ def loss_parts(distiller: Distiller, x: Any, y: Any) -> dict[str, LossPart]:
         gradients = [gradient for gradient in tape.gradient(value, variables) if gradient is not None]
         norm = float(tf.linalg.global_norm(gradients)) if gradients else 0.0
         parts[name] = LossPart(float(value), weight, weight * norm)
-    for variable, value in before:
-        variable.assign(value)
+    before.restore()
     return parts
 
 

@@ -133,9 +133,7 @@ def check_before_running(
     """
     names = [name for name in experiment.methods if name in methods]
     first = teacher is None or experiment.teacher_training() is None
-    check = check_experiment(
-        experiment, splits, teacher, methods=names, out=out, cost=first, observer=observer
-    )
+    check = check_experiment(experiment, splits, teacher, methods=names, out=out, cost=first, observer=observer)
     observer.checked([finding._asdict() for finding in check.findings], check.seconds if first else None)
     stopping = [str(finding) for finding in check.findings if finding.severity == "stop"]
     if stopping and not force:

@@ -12,9 +12,10 @@ from spkd_keras.losses import SimilarityPreserving, similarity_matrix
 from spkd_keras.training.findings import Finding
 
 FEW_PAIRS = 120  # of 16 images
-# The published gammas are 21 to 23 times the batch size: 3000 at 128 (CIFAR-10), 2000 at 96 (CINIC-10). A similarity loss
-# is at most 2 / batch for activations that are not negative, so this is what the product is tied to.
+# The published gammas are 21 to 23 times the batch size: 3000 at 128 (CIFAR-10), 2000 at 96 (CINIC-10). A similarity
+# loss is at most 2 / batch for activations that are not negative, so this is what the product is tied to.
 GAMMA_PER_IMAGE = (0.25, 100.0)
+OVERFLOW = 1.8e19  # from here on the square of a norm is not finite in float32, and a training step is not applied
 STRONG, WEAK = 30.0, 1e-3  # gradient norm beside that of the labels
 
 
@@ -56,7 +57,9 @@ def check_method(
     relational = {str(term.name): term for term in distiller.terms if term.batch_relational}
     pairs = size * (size - 1) // 2
     rows = [
-        PartRow(name, p.value, p.weight, p.weight * p.value / total, p.gradient_norm, pairs if name in relational else 0)
+        PartRow(
+            name, p.value, p.weight, p.weight * p.value / total, p.gradient_norm, pairs if name in relational else 0
+        )
         for name, p in parts.items()
     ]
     findings = _not_finite(rows, place) or (_balance(rows, place) if trained else [])
@@ -71,7 +74,7 @@ def check_method(
 
 
 def _not_finite(rows: list[PartRow], place: str) -> list[Finding]:
-    bad = [row.name for row in rows if not math.isfinite(row.value) or not math.isfinite(row.gradient_norm)]
+    bad = [row.name for row in rows if not math.isfinite(row.value) or not row.gradient_norm < OVERFLOW]
     found = f"not finite on the first batches: {', '.join(bad)}."
     return [Finding("stop", place, found, "Lower the weights; look at the teacher's activations.")] if bad else []
 
@@ -97,8 +100,8 @@ def _gamma(name: str, weight: float, size: int, place: str) -> list[Finding]:
     if not weight or low <= weight <= high:
         return []
     found = (
-        f"the weight of {name} is {weight:g} at {size} images a batch, where {low:g} to {high:g} is usual (the published "
-        "3000 is for 128)."
+        f"the weight of {name} is {weight:g} at {size} images a batch, where {low:g} to {high:g} is usual (the "
+        "published 3000 is for 128)."
     )
     return [Finding("warning", place, found, "It is tied to the batch size: choose it on the held-out images.")]
 

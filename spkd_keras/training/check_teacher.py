@@ -11,6 +11,7 @@ from spkd_keras.training.findings import Finding
 
 SIGMAS = 3  # beyond what chance does to so few images
 IMAGES_PER_CLASS = 5  # from which on a confusion of classes can be told
+ORDERED = 0.5  # accuracy from which on an assignment of classes is no accident of a network that knows nothing
 SWAPS_SHOWN = 4
 
 
@@ -47,7 +48,7 @@ def check_teacher(
     accuracy = facts["accuracy"] = float(np.mean(predicted == labels))
     noise = max(0.1, SIGMAS * math.sqrt(0.5 / images))
     by_pixels = _better_pixels(teacher, pixels, labels, accuracy + noise)
-    by_names = _better_names(predicted, labels, accuracy + noise, class_names)
+    by_names = _better_names(predicted, labels, max(ORDERED, accuracy + noise), class_names)
     findings += [finding for finding in (by_pixels, by_names) if finding]
     chance = 1 / classes
     if accuracy <= chance + SIGMAS * math.sqrt(chance * (1 - chance) / images):
@@ -76,13 +77,15 @@ def _better_pixels(teacher: keras.Model, pixels: np.ndarray, labels: np.ndarray,
     best = max(accuracies, key=lambda name: accuracies[name])
     if accuracies[best] <= above:
         return None
-    found = f"it is right on {accuracies[best]:.1%} of the images when it gets {best}: it wants other pixels than 0..255."
-    return Finding("warning", "teacher", found, "Put its preprocessing into the network, as a Rescaling layer in front.")
+    found = (
+        f"it is right on {accuracies[best]:.1%} of the images when it gets {best}: it wants other pixels than 0..255."
+    )
+    return Finding(
+        "warning", "teacher", found, "Put its preprocessing into the network, as a Rescaling layer in front."
+    )
 
 
-def _better_names(
-    predicted: np.ndarray, labels: np.ndarray, above: float, class_names: list[str]
-) -> Finding | None:
+def _better_names(predicted: np.ndarray, labels: np.ndarray, above: float, class_names: list[str]) -> Finding | None:
     """Looks whether the teacher knows the classes by other numbers: the assignment that fits best."""
     classes = len(class_names)
     if len(labels) < IMAGES_PER_CLASS * classes:

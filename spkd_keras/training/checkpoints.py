@@ -34,7 +34,7 @@ class Checkpointer(keras.callbacks.Callback):
     written under another name, brought to the disk and renamed. The last two are kept.
 
     Keras' `BackupAndRestore` (3.15) writes the weights and the epoch one after the other, so that a kill between the
-    two repeats an epoch, and begins an epoch anew where it was saved in its middle. It is the last callback in the
+    two repeats an epoch, and begins an epoch anew where it was saved in its middle. It comes behind the recorder in the
     list: what a checkpoint says is done is in the other files.
 
     Args:
@@ -117,12 +117,10 @@ class Checkpointer(keras.callbacks.Callback):
         due = minutes is not None and time.monotonic() - self._written >= 60 * minutes
         first = self.begun.batch if self.epoch == self.begun.epoch else 0
         position = Position(self.epoch, first + batch)
-        if batch and (due or (steps is not None and position.batch % steps == 0)):
+        due = due or (steps is not None and position.batch % steps == 0)
+        if batch and (due or self.interruption.received is not None):
             self._write(position, self._state())
-        if self.interruption.received is not None:
-            if position.batch:
-                self._write(position, self._state())
-            self.interruption.stop()
+        self.interruption.stop()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Keeps the state at the end of an epoch's training, since the evaluation empties the metrics."""
@@ -159,11 +157,11 @@ class Checkpointer(keras.callbacks.Callback):
             raise NotFiniteError(self.epoch, *failure)
         self.folder.mkdir(exist_ok=True)
         file = self.folder / f"epoch-{position.epoch}-batch-{position.batch}.npz"
-        progress = np.array(json.dumps(self.progress()))
+        arrays: dict[str, Any] = {**state, "progress": np.array(json.dumps(self.progress()))}
 
         def write(partial: Path) -> None:
             with partial.open("wb") as content:
-                np.savez(content, **state, progress=progress)
+                np.savez(content, **arrays)
 
         replace(file, write)
         for old in sorted(self.folder.glob("epoch-*.npz"), key=_position, reverse=True)[KEPT:]:

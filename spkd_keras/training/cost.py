@@ -47,8 +47,9 @@ def measure(distiller: Distiller, batches: Any, splits: data.Splits, experiment:
         experiment: gives batch size and epochs.
     """
     distiller.make_train_function()
+    train: Any = distiller.train_function
     endless = iter(batches.repeat())
-    step = _fastest(lambda: keras.tree.map_structure(np.asarray, distiller.train_function(endless)))
+    step = _fastest(lambda: keras.tree.map_structure(np.asarray, train(endless)))
     validation = splits.validation or splits.test
     pixels, _ = next(iter(data.evaluation_batches(validation, EVALUATION_BATCH)))
     evaluated = _fastest(lambda: distiller.student.predict_on_batch(pixels)) / len(pixels)

@@ -86,6 +86,7 @@ class RunFolder:
         try:
             yield
         finally:
+            (self.path / ".lock").unlink(missing_ok=True)
             lock.release()
 
     def check_free(self) -> None:

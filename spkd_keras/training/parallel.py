@@ -62,7 +62,8 @@ def run_in_processes(
         Interrupted: if a signal came.
     """
     context = multiprocessing.get_context("spawn")
-    waiting, reasons = list(runs), {}
+    waiting = list(runs)
+    reasons: dict[str, str] = {}
     active: dict[Connection, _Active] = {}
     told = False
     try:
@@ -72,7 +73,7 @@ def run_in_processes(
                     folder = waiting.pop(0)
                     receiver, sender = context.Pipe(duplex=False)
                     process = context.Process(target=_do, args=(folder, job, sender))
-                    errors = tempfile.TemporaryFile("w+", errors="replace")
+                    errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - open while the run is
                     with _standard_error_to(errors):  # the child starts with it
                         process.start()
                     sender.close()

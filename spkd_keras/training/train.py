@@ -45,9 +45,12 @@ def train(
         folder.create()
         name, experiment = folder.path.name, folder.experiment
         observer.started(name, experiment.schedule.epochs)
-        facts = {"teacher_fingerprint": teacher_fingerprint, "data": splits.origin}
-        facts["class_names"] = splits.train.class_names
-        surroundings = environment() | facts
+        surroundings = {
+            **environment(),
+            "teacher_fingerprint": teacher_fingerprint,
+            "data": splits.origin,
+            "class_names": list(splits.train.class_names),
+        }
         _record(folder, surroundings, observer)
         keras.utils.set_random_seed(folder.seed)
         student = build.build_network(experiment.student, splits.train, "student")
@@ -111,12 +114,12 @@ class _Training:
             keras.callbacks.LearningRateScheduler(self.experiment.schedule.learning_rate_at),
             build.weight_schedules(distiller, self.experiment.methods[folder.method]),
             self.recorder,
-            Reporter(observer, folder.path.name, self.steps),
             self.checkpointer,
+            Reporter(observer, folder.path.name, self.steps),
         ]
 
     def run(self) -> None:
-        """Trains up to the last epoch. The rest of an epoch has a `fit` of its own, and what follows begins from its end.
+        """Trains up to the last epoch. The rest of an epoch has a `fit` of its own; what follows begins from its end.
 
         Each `fit` begins from a checkpoint, so that what Keras does at the end of one, such as putting a moving average
         of the weights into their place, is done once, after the last.
@@ -133,7 +136,9 @@ class _Training:
     def _restore(self) -> Position:
         position, progress = self.checkpointer.restore(self.distiller)
         self.recorder.resume(progress)
-        self.observer.progressed(self.folder.path.name, position.epoch, self.recorder.rows[-1] if position.epoch else {})
+        self.observer.progressed(
+            self.folder.path.name, position.epoch, self.recorder.rows[-1] if position.epoch else {}
+        )
         if position.batch:  # the metrics must be there before their sums can be put back
             _, labels = self._batches().element_spec
             classes = len(self.splits.train.class_names)
@@ -164,6 +169,7 @@ class _Training:
         callbacks = keras.callbacks.CallbackList(
             self.callbacks, model=self.distiller, epochs=self.experiment.schedule.epochs
         )
+        callbacks.on_train_begin()
         callbacks.on_epoch_begin(epoch)
         results = self.checkpointer.restored_metrics(self.distiller)
         logs = {name: value for name, value in results.items() if name != "images"}
@@ -171,6 +177,7 @@ class _Training:
             found = self.distiller.evaluate(self.validation, return_dict=True, verbose=0, callbacks=callbacks)
             logs |= {f"val_{name}": value for name, value in found.items()}
         callbacks.on_epoch_end(epoch, logs)
+        callbacks.on_train_end()
 
     def _failure(self, error: NotFiniteError, batch: int) -> FloatingPointError:
         """Says which images were in the batch that could not be trained on, and writes it to `failure.json`."""
@@ -184,7 +191,9 @@ class _Training:
             "epoch": error.epoch + 1,
             "batch": batch + 1,
             "not_finite": list(error.parts),
-            "parts": {name: {key: repr(value) for key, value in part._asdict().items()} for name, part in parts.items()},
+            "parts": {
+                name: {key: repr(value) for key, value in part._asdict().items()} for name, part in parts.items()
+            },
             "images": places,
         }
         write_json(self.folder.failure, found)

@@ -1,0 +1,166 @@
+"""A step that is not finite is not applied, nor is any after it; and it is told which it was, and what."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images, small_network, weights
+
+from spkd_keras import Distiller, Term, losses
+from spkd_keras.distiller import NotFiniteError, loss_parts
+
+STEPS, SIZE = 8, 4
+
+
+@keras.saving.register_keras_serializable("spkd_keras_tests")
+class Spoiled(losses.DistillationLoss):
+    """A loss that is not finite, or whose gradient is not, where an image of the batch is all 255."""
+
+    default_tap = "logits"
+
+    def __init__(self, how="value", **kwargs):
+        super().__init__(**kwargs)
+        self.how = how
+
+    def call(self, y_true, y_pred):
+        bad = keras.ops.any(y_true > 1e5)
+        loss = keras.ops.mean(keras.ops.square(y_pred), axis=-1)
+        if self.how == "value":
+            return loss + keras.ops.where(bad, np.nan, 0.0)
+        # The root's slope at zero is infinite, and its value is finite.
+        return loss + keras.ops.sqrt(keras.ops.where(bad, 0.0, 1.0) * keras.ops.mean(y_pred**2, axis=-1))
+
+
+def marking_teacher():
+    """Gives values above 1e5 for an image that is all 255, and only for that."""
+    image = keras.Input(IMAGE_SHAPE, name="image")
+    x = keras.layers.Rescaling(1e6, -254e6, dtype="float32")(image)  # whatever the policy
+    x = keras.layers.ReLU(dtype="float32")(keras.layers.GlobalAveragePooling2D(dtype="float32")(x))
+    return keras.Model(image, keras.layers.Concatenate(dtype="float32")([x] * CLASSES))
+
+
+def batches(bad=()):
+    """Batches in a fixed order, some of them with an image that is all 255."""
+    x, y = images(STEPS * SIZE)
+    for batch in bad:
+        x[batch * SIZE] = 255
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(SIZE)
+
+
+def trained(student, data, how="value", optimizer="sgd", look_every=50, **compiled):
+    distiller = Distiller(marking_teacher(), student, [Term(Spoiled(how), name="spoiled")])
+    distiller.look_every = look_every
+    distiller.compile(optimizer, cross_entropy(), **compiled)
+    distiller.fit(data, verbose=0, shuffle=False)
+    return distiller
+
+
+def twin(network):
+    copy = keras.models.clone_model(network)
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+@pytest.mark.parametrize("compiled", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=str)
+@pytest.mark.parametrize(("how", "parts"), [("value", {"spoiled", "loss"}), ("gradient", {"gradient"})])
+def test_the_state_is_that_before_the_bad_step(how, parts, compiled):
+    student = small_network(dropout=0.3)
+    other = twin(student)
+    for layer in (student, other):
+        layer.get_layer("dropout").seed_generator.state.assign([3, 4])
+    momentum = keras.optimizers.SGD(0.1, momentum=0.9)
+    with pytest.raises(NotFiniteError) as caught:
+        trained(student, batches(bad=[3, 5]), how, momentum, **compiled)
+    assert (caught.value.epoch, caught.value.batch) == (0, 3)
+    assert set(caught.value.parts) == parts
+    assert "epoch 1, batch 4" in str(caught.value)
+    # Moving statistics, the random state of Dropout and the optimizer's slots too are as if there had been no fourth.
+    reference = keras.optimizers.SGD(0.1, momentum=0.9)
+    trained(other, batches().take(3), how, reference, **compiled)
+    tolerance = 1e-6 if compiled.get("jit_compile") else 0
+    for ours, theirs in zip(
+        [*student.variables, *momentum.variables], [*other.variables, *reference.variables], strict=True
+    ):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=tolerance, rtol=tolerance, err_msg=ours.path)
+
+
+@pytest.mark.parametrize(("look_every", "begun"), [(2, 6), (50, STEPS)])
+def test_the_host_looks_now_and_then(look_every, begun):
+    seen = []
+
+    class Steps(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            seen.append(batch)
+
+    distiller = Distiller(marking_teacher(), small_network(), [Term(Spoiled(), name="spoiled")])
+    distiller.look_every = look_every
+    distiller.compile("sgd", cross_entropy())
+    with pytest.raises(NotFiniteError):
+        distiller.fit(batches(bad=[4]), verbose=0, shuffle=False, callbacks=Steps())
+    assert len(seen) == begun  # of eight; at the sixth it looks at what five have done
+    assert Distiller.look_every == 50
+
+
+def test_a_later_fit_starts_afresh():
+    student = small_network()
+    distiller = Distiller(marking_teacher(), student, [Term(Spoiled(), name="spoiled")])
+    distiller.compile("sgd", cross_entropy())
+    with pytest.raises(NotFiniteError):
+        distiller.fit(batches(bad=[0]), verbose=0, shuffle=False)
+    before = weights(student)
+    distiller.fit(batches(), verbose=0, shuffle=False)
+    assert any(np.any(one != two) for one, two in zip(before, weights(student), strict=True))
+
+
+def test_the_skips_of_a_loss_scale_are_not_taken_for_it():
+    keras.config.set_dtype_policy("mixed_float16")
+    student = small_network()
+    # So large a scale that the gradients overflow float16 at first; it is halved until they do not.
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01), initial_scale=2.0**40)
+    distiller = Distiller(None, student)
+    distiller.compile(optimizer, cross_entropy())
+    before = weights(student)
+    history = distiller.fit(*images(4), batch_size=4, epochs=3, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert float(optimizer.dynamic_scale) == 2.0**37
+    for name, one, two in zip([w.path for w in student.weights], before, weights(student), strict=True):
+        assert "moving" in name or np.array_equal(one, two), name
+
+
+def test_a_loss_that_is_not_finite_is_found_with_a_loss_scale_too():
+    keras.config.set_dtype_policy("mixed_float16")
+    with pytest.raises(NotFiniteError, match="batch 3: spoiled, loss"):
+        trained(small_network(), batches(bad=[2]))
+
+
+def test_parts_of_the_loss_by_hand():
+    """Two parts whose gradients are known: of a dense layer on fixed features, by NumPy in float64."""
+    image = keras.Input(IMAGE_SHAPE, name="image")
+    dense = keras.layers.Dense(CLASSES, use_bias=False, name="logits")
+    student = keras.Model(image, dense(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(image))))
+    distiller = Distiller(marking_teacher(), student, [Term(keras.losses.MeanSquaredError(), 3.0, name="mse")], 0.5)
+    distiller.compile("sgd", cross_entropy())
+    x, y = images(6)
+    parts = loss_parts(distiller, x, y)
+    features, kernel = x.reshape(6, -1) / 255.0, dense.kernel.numpy().astype("float64")
+    logits = features @ kernel
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = exponents / exponents.sum(axis=1, keepdims=True)
+    one_hot = np.eye(CLASSES)[y]
+    assert parts["student_loss"].value == pytest.approx(-np.log(probabilities[one_hot == 1]).mean(), rel=1e-4)
+    assert parts["student_loss"].weight == 0.5
+    by_labels = features.T @ (probabilities - one_hot) / 6
+    assert parts["student_loss"].gradient_norm == pytest.approx(0.5 * np.linalg.norm(by_labels), rel=1e-4)
+    assert parts["mse"].value == pytest.approx((logits**2).mean(), rel=1e-4)
+    by_mse = features.T @ (2 * logits / logits.size)
+    assert parts["mse"].gradient_norm == pytest.approx(3 * np.linalg.norm(by_mse), rel=1e-4)
+
+
+def test_looking_at_the_parts_changes_nothing():
+    student = small_network(dropout=0.3)
+    distiller = Distiller(small_network(8), student, [Term(losses.SimilarityPreserving())])
+    distiller.compile("sgd", cross_entropy())
+    before = [variable.numpy() for variable in student.variables]
+    loss_parts(distiller, *images(6))
+    for variable, value in zip(student.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)

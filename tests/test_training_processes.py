@@ -1,0 +1,224 @@
+"""Runs as processes: killed for good, side by side, kept apart by a lock, and without room on the disk."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import filelock
+import pytest
+from kill_runs import compare
+from tiny_experiment import Listener, assert_same_run, content, tiny
+
+from spkd_keras.experiment import ExperimentError
+from spkd_keras.training import RunsFailedError, StorageError, checkpoints, run_experiment
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("case", "kills"), [("dropout", 3), ("ema", 2)])
+def test_killed_at_random_moments(tmp_path, case, kills):
+    differing, done = compare(case, kills, seed=1, folder=tmp_path)
+    assert (differing, done) == ([], kills)
+
+
+# --- side by side ----------------------------------------------------------------------------------------------------
+
+
+def two_seeds(folder):
+    return tiny(folder, "seeds=[0, 1]", "schedule.epochs=1").select(["student", "sp"])
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_by_one")
+    return run_experiment(two_seeds(folder), folder / "runs")
+
+
+def test_side_by_side_gives_the_same_runs(one_by_one, tmp_path):
+    listener = Listener()
+    root = run_experiment(two_seeds(tmp_path), tmp_path / "runs", listener, jobs=2)
+    runs = sorted(path.name for path in one_by_one.iterdir())
+    assert sorted(path.name for path in root.iterdir()) == runs
+    for name in runs:
+        assert_same_run(one_by_one / name, root / name)
+    told = [(kind, run) for kind, run, *_ in listener.told if kind in ("started", "completed")]
+    assert sorted(told) == sorted([(kind, run) for kind in ("started", "completed") for run in runs])
+    begun = [run for kind, run in told[2:] if kind == "started"]  # behind the teacher
+    assert set(begun[:2]) == {"student-seed0", "sp-seed0"}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, jobs):
+    changes = ["methods.broken=[{loss: similarity_preserving, weight: 1.0e+35}]", "schedule.epochs=1"]
+    experiment = tiny(tmp_path, *changes).select(["broken", "student", "sp"])
+    listener = Listener()
+    with pytest.raises(RunsFailedError) as caught:
+        run_experiment(experiment, tmp_path / "runs", listener, jobs=jobs)
+    assert list(caught.value.reasons) == ["broken-seed0"]
+    assert "The loss is not finite in epoch 1, batch 1: gradient" in caught.value.reasons["broken-seed0"]
+    assert list(listener.of("failed")) == ["broken-seed0"]
+    assert set(listener.of("completed")) == {"teacher-seed0", "student-seed0", "sp-seed0"}
+    # The same command does only what is missing, and fails again.
+    again = Listener()
+    with pytest.raises(RunsFailedError):
+        run_experiment(experiment, tmp_path / "runs", again)
+    assert again.of("started") == ["broken-seed0"]
+
+
+def test_a_process_that_is_killed_does_not_stop_the_others(tmp_path):
+    class Killer(Listener):
+        def started(self, run, epochs):
+            super().started(run, epochs)
+            if run == "student-seed0":
+                subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "-o", "-f", "spawn_main"], check=True)
+
+    listener = Killer()
+    experiment = tiny(tmp_path, "schedule.epochs=1", "teacher=", "seeds=[0, 1, 2]", "methods={student: []}")
+    with pytest.raises(RunsFailedError) as caught:
+        run_experiment(experiment, tmp_path / "runs", listener, jobs=2)
+    ((name, reason),) = caught.value.reasons.items()
+    assert "ended by SIGKILL" in reason
+    assert {*listener.of("completed"), name} == {"student-seed0", "student-seed1", "student-seed2"}
+    run_experiment(experiment, tmp_path / "runs")
+
+
+COMMAND = [sys.executable, "-m", "spkd_keras", "run", "tiny.yaml", "--no-check"]
+
+
+def spkd_run(folder, *options):
+    return subprocess.Popen([*COMMAND, *options], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(pattern, folder, process, count=1):
+    """Waits until files are there; the process must still be at work."""
+    while len(list(folder.glob(pattern))) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_sigterm_checkpoints_and_the_same_command_goes_on(one_by_one, tmp_path, jobs):
+    two_seeds(tmp_path)
+    long = ["--methods", "student,sp", "--seeds", "0,1", "--set", "schedule.epochs=500", "--jobs", jobs]
+    process = spkd_run(tmp_path, *long)
+    wait_for("runs/tiny/s*-seed0/backup/epoch-*", tmp_path, process, count=2 * int(jobs) - 1)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, "")
+    assert errors.splitlines()[-1] == "spkd: Interrupted by SIGTERM. The same command continues where it stopped."
+    assert "Traceback" not in errors
+    left = {file.parent.parent.name for file in tmp_path.glob("runs/tiny/*/backup/epoch-*")}
+    assert left == ({"student-seed0"} if jobs == "1" else {"student-seed0", "sp-seed0"})
+    # No process of it is left to hold a lock.
+    for run in left:
+        filelock.FileLock(tmp_path / "runs" / "tiny" / run / ".lock").acquire(timeout=10)
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
+    tiny(tmp_path)
+    options = ["--methods", "student", "--set", "teacher=", "--set", "schedule.epochs=500"]
+    first = spkd_run(tmp_path, *options)
+    wait_for("runs/tiny/student-seed0/backup/epoch-*", tmp_path, first)
+    second = spkd_run(tmp_path, *options)
+    out, errors = second.communicate(timeout=120)
+    assert (second.returncode, out) == (2, "")
+    (line,) = errors.splitlines()
+    assert line.startswith("spkd: runs/tiny/student-seed0 is being run by another process.")
+    first.kill()
+    first.wait()
+    third = spkd_run(tmp_path, *options)
+    began = len(list(tmp_path.glob("runs/tiny/student-seed0/backup/epoch-*")))
+    time.sleep(12)
+    assert began
+    third.send_signal(signal.SIGINT)
+    assert third.wait(timeout=60) == 130
+
+
+def test_runs_end_with_their_parent(tmp_path):
+    two_seeds(tmp_path)
+    process = spkd_run(
+        tmp_path,
+        "--methods",
+        "student",
+        "--seeds",
+        "0,1",
+        "--jobs",
+        "2",
+        "--set",
+        "teacher=",
+        "--set",
+        "schedule.epochs=500",
+    )
+    wait_for("runs/tiny/*/backup/epoch-*", tmp_path, process, count=3)
+    process.kill()
+    process.wait()
+    for seed in (0, 1):
+        filelock.FileLock(tmp_path / "runs" / "tiny" / f"student-seed{seed}" / ".lock").acquire(timeout=30)
+
+
+# --- the disk --------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    experiment = tiny(tmp_path, "teacher=", "methods={student: []}", "schedule.epochs=3")
+    whole = run_experiment(experiment, tmp_path / "whole") / "student-seed0"
+    savez, calls = checkpoints.np.savez, []
+
+    def full(file, **arrays):
+        calls.append(file)
+        if len(calls) == 2:
+            file.write(b"a part")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        savez(file, **arrays)
+
+    run = tmp_path / "runs" / "tiny" / "student-seed0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.np, "savez", full)
+        with pytest.raises(StorageError) as caught:
+            run_experiment(experiment, tmp_path / "runs")
+    assert len(str(caught.value).splitlines()) == 1
+    assert "epoch-2-batch-0.npz cannot be written (No space left on device). The last checkpoint is intact." in str(
+        caught.value
+    )
+    assert [file.name for file in (run / "backup").iterdir()] == ["epoch-1-batch-0.npz"]
+    run_experiment(experiment, tmp_path / "runs")
+    assert_same_run(whole, run)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a megabyte and a half, where this process may mount one."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "none", place], capture_output=True).returncode:
+        pytest.skip("this process may not mount a file system")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk, tmp_path):
+    experiment = tiny(tmp_path, "teacher=", "methods={student: []}", "schedule.epochs=3", "student.width=0.5")
+    with pytest.raises(StorageError, match="No space left on device") as caught:
+        run_experiment(experiment, small_disk)
+    assert len(str(caught.value).splitlines()) == 1
+    files = {file.name for file in (small_disk / "tiny" / "student-seed0").rglob("*") if file.is_file()}
+    assert not [name for name in files if name.startswith(".partial")]
+    assert "student.keras" not in files
+    # With room it goes on.
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    root = run_experiment(experiment, small_disk)
+    assert_same_run(root / "student-seed0", run_experiment(experiment, tmp_path / "whole") / "student-seed0")
+
+
+def test_a_locked_folder_is_refused_and_not_touched(tmp_path):
+    experiment = tiny(tmp_path, "teacher=", "methods={student: []}", "schedule.epochs=1")
+    root = run_experiment(experiment, tmp_path / "runs")
+    (root / "student-seed0" / "summary.json").unlink()
+    with filelock.FileLock(root / "student-seed0" / ".lock"):
+        before = content(tmp_path)
+        with pytest.raises(ExperimentError, match="is being run by another process"):
+            run_experiment(experiment, tmp_path / "runs")
+        assert content(tmp_path) == before
