@@ -54,8 +54,8 @@ def command(folder, slow):
 
 
 def start(folder, slow=False):
-    errors = (folder / "errors.txt").open("a")
-    return subprocess.Popen(command(folder, slow), stdout=subprocess.DEVNULL, stderr=errors)
+    with (folder / "errors.txt").open("a") as errors:
+        return subprocess.Popen(command(folder, slow), stdout=subprocess.DEVNULL, stderr=errors)
 
 
 def kill_at_random(folder, chance):
