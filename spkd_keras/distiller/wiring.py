@@ -79,7 +79,9 @@ class Wiring:
             self._check_pair(teacher, term, from_teacher, from_student)
         places = list(dict.fromkeys(tap for group in teacher_taps for tap in group))
         source = teacher if self.teacher_dtype is None else models.in_precision(teacher, self.teacher_dtype)
-        self._tapped_teacher = taps.tapped(source, places) if self.terms else None
+        tapped = taps.tapped(source, places) if self.terms else None
+        # It only infers, so its batch normalisation can be part of its convolutions.
+        self._tapped_teacher = models.folded(tapped) if isinstance(tapped, keras.Model) else tapped
         self.teacher, self.teacher_taps, self._teacher_places = teacher, teacher_taps, places
         self.fingerprint = fingerprint
 

@@ -145,9 +145,16 @@ class Network(_Model):
 
 
 class Teacher(Network):
-    """A network to distil from; `schedule` overrides fields of the experiment's own for its training."""
+    """A network to distil from.
+
+    Attributes:
+        schedule: overrides fields of the experiment's own for its training.
+        dtype: in which it computes while students are distilled from it. None is that of the experiment's `precision`;
+            in float32 the network as it is.
+    """
 
     schedule: dict[str, Any] = {}
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
     @pydantic.model_validator(mode="after")
     def _check_schedule(self) -> "Teacher":
@@ -204,7 +211,8 @@ class Method(_Model):
 class Experiment(_Model):
     """Data, networks, a schedule, methods and seeds: what `spkd run` runs.
 
-    Every method is run with every seed, from the same initial student for the same seed.
+    Every method is run with every seed, from the same initial student for the same seed. `precision` is what networks
+    compute in; weights, pixels, logits and losses are float32 in each of them.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -212,6 +220,7 @@ class Experiment(_Model):
     teacher: Teacher | None = None
     student: Network
     schedule: Schedule = Schedule()
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     methods: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Method] = Field(min_length=1)
     seeds: list[Seed] = Field(default=[0], min_length=1)
     checkpoints: Checkpoints = Checkpoints()
@@ -230,6 +239,17 @@ class Experiment(_Model):
         if self.methods.get(BASELINE, Method()) != Method():
             raise ValueError(f"the method `{BASELINE}` is the baseline, trained on the labels alone: `{BASELINE}: []`")
         return self
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of computation that `precision` means: "float32", "bfloat16" or "float16"."""
+        return self.precision.removeprefix("mixed_")
+
+    @property
+    def teacher_dtype(self) -> str | None:
+        """The dtype of a copy of the teacher; None for the teacher as it is."""
+        own = None if self.teacher is None else self.teacher.dtype
+        return own or (None if self.dtype == "float32" else self.dtype)
 
     def single(self, method: str, seed: int) -> "Experiment":
         """Returns the part that one run is about: one method with one seed."""

@@ -91,6 +91,19 @@ def build_network(spec: Network, images: data.AnyImages, role: str) -> keras.Mod
     return network
 
 
+def build_student(experiment: Experiment, images: data.AnyImages) -> keras.Model:
+    """Builds the network that is trained, in the experiment's precision.
+
+    The precision is that of its layers; no policy of the process is set.
+
+    Raises:
+        ExperimentError: as `build_network`.
+    """
+    student = build_network(experiment.student, images, "student")
+    with telling("precision"):
+        return student if experiment.dtype == "float32" else models.in_precision(student, experiment.dtype)
+
+
 def construct(spec: Network, place: str, **defaults: Any) -> keras.Model:
     """Builds a network by its name and arguments, or loads it from its file.
 
@@ -129,7 +142,9 @@ def build_distiller(teacher: keras.Model | None, student: keras.Model, experimen
             loss = _call(kind, spec.arguments, here)
             terms.append(Term(loss, spec.weight, _names(spec.teacher), _names(spec.student), spec.name))
     with telling(place):
-        distiller = Distiller(teacher if terms else None, student, terms, method.student_loss_weight)
+        distiller = Distiller(
+            teacher if terms else None, student, terms, method.student_loss_weight, experiment.teacher_dtype
+        )
     distiller.look_every = experiment.checkpoints.look_every
     loss, accuracy = keras.losses.SparseCategoricalCrossentropy, keras.metrics.SparseCategoricalAccuracy
     if augmentation(experiment.data).mixes_labels:
@@ -161,7 +176,7 @@ def check(experiment: Experiment, splits: data.Splits) -> None:
     Raises:
         ExperimentError: as `build_network` and `build_distiller`.
     """
-    student = build_network(experiment.student, splits.train, "student")
+    student = build_student(experiment, splits.train)
     teacher = experiment.teacher and build_network(experiment.teacher, splits.train, "teacher")
     for name in experiment.methods:
         build_distiller(teacher, student, experiment, name)
@@ -179,7 +194,15 @@ def _load(path: Path, role: str) -> keras.Model:
         raise ExperimentError(f"{role}.path: {path} cannot be loaded as a Keras network: {reason}") from error
     if isinstance(network, Distiller):
         network = network.student
-    return network
+    return _fused(network)
+
+
+def _fused(network: keras.Model) -> keras.Model:
+    """Makes a network faster if it can be; one that Keras cannot copy is slower and otherwise the same."""
+    try:
+        return models.fused(network)
+    except ValueError:
+        return network
 
 
 def _named(name: str, table: dict[str, Any], place: str, what: str) -> Any:

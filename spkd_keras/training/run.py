@@ -151,7 +151,7 @@ def _run_alone(
 def load_teacher(experiment: Experiment, teacher_run: RunFolder | None, splits: data.Splits) -> keras.Model | None:
     """Returns the teacher: the one that a run trained, or the one from the experiment's file; None if there is none."""
     if teacher_run:
-        return keras.saving.load_model(teacher_run.student)
+        return models.fused(keras.saving.load_model(teacher_run.student))
     return experiment.teacher and build.build_network(experiment.teacher, splits.train, "teacher")
 
 

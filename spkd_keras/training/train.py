@@ -53,7 +53,7 @@ def train(
         }
         _record(folder, surroundings, observer)
         keras.utils.set_random_seed(folder.seed)
-        student = build.build_network(experiment.student, splits.train, "student")
+        student = build.build_student(experiment, splits.train)
         distiller = build.build_distiller(teacher, student, experiment, folder.method)
         training = _Training(folder, splits, distiller, observer, interruption)
         with interruption.deferred():
