@@ -12,7 +12,7 @@ from test_distiller import KD, SP, distiller
 from spkd_keras import Term, models
 from spkd_keras.distiller import taps
 
-# Convolutions whose output goes to a batch normalisation alone. In a WideResNet those are the first of each of the three
+# Convolutions whose output goes to a batch normalisation alone. In a WideResNet those are the first of each of three
 # blocks (the second ends in a sum), and the stem where, as at this width, it is not also the first block's shortcut.
 FOLDED = {"wide_resnet": 4, "mobilenet": 27, "mobilenet_v2": 52, "shufflenet_v2": 56, "resnet": 9}
 

@@ -118,7 +118,7 @@ def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | No
         return None
     folder = RunFolder(Path(out) / experiment.name, training)
     folder.check_owner()
-    return keras.saving.load_model(folder.student) if folder.finished else None
+    return models.fused(keras.saving.load_model(folder.student)) if folder.finished else None
 
 
 def _run_here(
