@@ -144,6 +144,24 @@ class Network(_Model):
         return dict(self.model_extra or {})
 
 
+class CacheSpec(_Model):
+    """What the teacher gives, computed once, so that students are trained without it.
+
+    Attributes:
+        views: augmented views of each image, which take turns over the epochs; 1 where there is no augmentation.
+        store: dtype in the files.
+        sketch: size of a random projection, for similarity_preserving alone; None for the activations themselves.
+        seed: of views and sketch.
+        path: folder; None is `teacher-cache` beside the runs.
+    """
+
+    views: int = Field(1, ge=1, le=16)
+    store: Literal["float16", "float32"] = "float16"
+    sketch: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    path: str | None = None
+
+
 class Teacher(Network):
     """A network to distil from.
 
@@ -151,10 +169,12 @@ class Teacher(Network):
         schedule: overrides fields of the experiment's own for its training.
         dtype: in which it computes while students are distilled from it. None is that of the experiment's `precision`;
             in float32 the network as it is.
+        cache: keep what it gives in files, and train students from these; None to run it in every step.
     """
 
     schedule: dict[str, Any] = {}
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    cache: CacheSpec | None = None
 
     @pydantic.model_validator(mode="after")
     def _check_schedule(self) -> "Teacher":
@@ -234,6 +254,13 @@ class Experiment(_Model):
         with_terms = [name for name, method in self.methods.items() if method.terms]
         if self.teacher is None and with_terms:
             raise ValueError(f"needs a `teacher`, since there are methods with terms: {', '.join(with_terms)}")
+        cache = None if self.teacher is None else self.teacher.cache
+        if cache and (self.data.mixup or self.data.cutmix or self.data.randaugment):
+            raise ValueError(
+                "`teacher.cache` needs images that are augmented one by one: no mixup, cutmix, randaugment"
+            )
+        if cache and cache.views > 1 and self.data.augmentation == "none":
+            raise ValueError(f"`teacher.cache.views` must be 1 without augmentation, received {cache.views}")
         if TEACHER in self.methods and self.teacher is not None:
             raise ValueError(f"`methods` cannot have one named `{TEACHER}`, the teacher's own run")
         if self.methods.get(BASELINE, Method()) != Method():

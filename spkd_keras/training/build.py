@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from spkd_keras import data, models, optimizers
-from spkd_keras.distiller import Distiller, Term, TermWeightSchedule, WeightSchedule
+from spkd_keras.distiller import Distiller, StandIn, Term, TermWeightSchedule, WeightSchedule
 from spkd_keras.experiment import Data, Experiment, ExperimentError, Method, Network, unknown
 from spkd_keras.losses import LOSSES
 
@@ -126,22 +126,33 @@ def construct(spec: Network, place: str, **defaults: Any) -> keras.Model:
         return _call(builder, {**defaults, **spec.arguments}, place)
 
 
-def build_distiller(teacher: keras.Model | None, student: keras.Model, experiment: Experiment, name: str) -> Distiller:
+def build_terms(experiment: Experiment, name: str) -> list[Term]:
+    """Builds the terms of a method.
+
+    Raises:
+        ExperimentError: if a loss is unknown, or an argument of it is unknown or refused.
+    """
+    terms = []
+    for index, spec in enumerate(experiment.methods[name].terms):
+        here = f"methods.{name}.terms.{index}"
+        kind = _named(spec.loss, LOSSES, f"{here}.loss", "loss")
+        with telling(here):
+            loss = _call(kind, spec.arguments, here)
+            terms.append(Term(loss, spec.weight, _names(spec.teacher), _names(spec.student), spec.name))
+    return terms
+
+
+def build_distiller(
+    teacher: keras.Model | StandIn | None, student: keras.Model, experiment: Experiment, name: str
+) -> Distiller:
     """Builds and compiles the Distiller of a method.
 
     Raises:
         ExperimentError: if a loss or layer is unknown, or the networks do not fit the method.
     """
     method, schedule = experiment.methods[name], experiment.schedule
-    place = f"methods.{name}"
-    terms = []
-    for index, spec in enumerate(method.terms):
-        here = f"{place}.terms.{index}"
-        kind = _named(spec.loss, LOSSES, f"{here}.loss", "loss")
-        with telling(here):
-            loss = _call(kind, spec.arguments, here)
-            terms.append(Term(loss, spec.weight, _names(spec.teacher), _names(spec.student), spec.name))
-    with telling(place):
+    terms = build_terms(experiment, name)
+    with telling(f"methods.{name}"):
         distiller = Distiller(
             teacher if terms else None, student, terms, method.student_loss_weight, experiment.teacher_dtype
         )
