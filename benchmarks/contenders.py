@@ -1,8 +1,11 @@
 """The steps that `step_time.py` compares, each built from a case."""
 
+import atexit
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ CONTENDERS = {
     "c": "spkd_keras",
     "d": "keras.distillation",
     "e": "PyTorch",
+    "f": "spkd_keras, cached teacher",
 }
 
 
@@ -76,11 +80,16 @@ def batch(case: dict[str, Any], size: int | None = None) -> tuple[Any, Any]:
 
 
 def training_step(model: Any, data: tuple[Any, Any]) -> Callable[[], Any]:
-    """Returns what makes one step of `fit`."""
+    """Returns what makes one step of `fit`, on one batch again and again."""
     import tensorflow as tf
 
-    batches = iter(tf.data.Dataset.from_tensors(data).repeat())
-    model._maybe_symbolic_build(data_batch=data)
+    return training_steps(model, tf.data.Dataset.from_tensors(data))
+
+
+def training_steps(model: Any, dataset: Any) -> Callable[[], Any]:
+    """Returns what makes one step of `fit`."""
+    batches = iter(dataset.repeat())
+    model._maybe_symbolic_build(data_batch=next(batches))
     model.make_train_function()
     return lambda: float(model.train_function(batches)["loss"])
 
@@ -99,6 +108,8 @@ def contender(letter: str, case: dict[str, Any], precision: str, size: int | Non
         teacher = build(case, "teacher", precision)
         forward = tf.function(lambda x: teacher(x, training=False))
         return lambda: float(forward(data[0])[0, 0])
+    if letter == "f":
+        return cached_step(case, precision, size)
     standard = letter == "d"
     teacher, student = (build(case, role, precision, standard) for role in ("teacher", "student"))
     if letter == "c":
@@ -114,6 +125,25 @@ def contender(letter: str, case: dict[str, Any], precision: str, size: int | Non
         student_loss_weight=0.5,  # half of our objective: it adds w * labels + (1 - w) * sum of weight * term
     )
     return training_step(compiled(keras_own), data)
+
+
+def cached_step(case: dict[str, Any], precision: str, size: int | None) -> Callable[[], Any]:
+    """Returns what makes our step without the teacher: shuffled batches of 1,024 images from a cache on the disk."""
+    import numpy as np
+
+    from spkd_keras import Distiller, Term, cache, data, losses
+
+    random, size = np.random.default_rng(0), size or case["batch_size"]
+    count = 1024 // size * size
+    pixels = random.integers(0, 256, (count, *case["image_shape"]), dtype="uint8")
+    names = tuple(map(str, range(case["classes"])))
+    images = data.Images(pixels, random.integers(0, case["classes"], count), names)
+    terms = [Term(losses.SimilarityPreserving(), WEIGHT, case["tap"], case["tap"])]
+    folder = Path(tempfile.mkdtemp()) / "cache"
+    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
+    kept = cache.compute(folder, build(case, "teacher", precision), terms, images, batch_size=size)
+    student = compiled(Distiller(kept.stand_in, build(case, "student", precision), terms))
+    return training_steps(student, kept.batches(images, size, 0, data.EpochClock()))
 
 
 class Torch:

@@ -13,6 +13,7 @@ machine. PyTorch takes part where it is installed, as a process that waits while
     a        the plain student step                     c  our step: cross-entropy and similarity-preserving term
     b        the teacher's forward pass                 d  keras.distillation.Distiller, same loss, layers and networks
     e        PyTorch, channels_last, same precision        with Keras' BatchNormalization
+                                                       f  our step from a cache of the teacher on the disk
 """
 
 import argparse
@@ -39,6 +40,7 @@ from contenders import CASES, CONTENDERS, PRECISIONS, Torch, build, contender
 
 from spkd_keras import losses
 
+COLORS = {"a": "0.7", "b": "0.7", "c": "C0", "d": "C1", "e": "C2", "f": "C9"}
 RESULTS = Path(__file__).parent / "results" / "step_time.json"
 
 
@@ -92,6 +94,8 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
         if {"a", "b", "c"} <= set(taken):
             ratios["c/(a+b)"] = taken["c"] / (taken["a"] + taken["b"])
         ratios |= {f"c/{other}": taken["c"] / taken[other] for other in "ade" if {"c", other} <= set(taken)}
+        if {"a", "f"} <= set(taken):
+            ratios["f/a"] = taken["f"] / taken["a"]
         answer[f"{name}_ms"] = {letter: round(value * 1e3, 1) for letter, value in taken.items()}
         answer[f"{name}_ratios"] = {ratio: round(value, 3) for ratio, value in ratios.items()}
     return answer
@@ -187,7 +191,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axis.set_ylabel("ms a step")
         if "rows" not in entry:
             names = [CONTENDERS[letter] for letter in entry["median_ms"]]
-            axis.bar(names, list(entry["median_ms"].values()), color=["0.7", "0.7", "C0", "C1", "C2"][: len(names)])
+            axis.bar(names, list(entry["median_ms"].values()), color=[COLORS[letter] for letter in entry["median_ms"]])
             axis.tick_params(axis="x", rotation=60, labelsize=7)
             continue
         sizes = [row["batch_size"] for row in entry["rows"]]
@@ -208,7 +212,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--steps", type=int, default=20, help="that are counted")
     parser.add_argument("--warm-up", type=int, default=3, help="steps before them")
-    parser.add_argument("--contenders", default="abcde", help="letters of those to time")
+    parser.add_argument("--contenders", default="abcdef", help="letters of those to time")
     parser.add_argument("--batches", type=int, nargs="*", default=[32, 64, 128, 256, 512, 1024])
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
