@@ -1,5 +1,6 @@
 """The fused BatchNormalization against Keras' own, and what files say of it."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -155,6 +156,8 @@ def test_a_frozen_layer_normalises_by_its_moving_averages_and_keeps_them():
     ids=["rank 2", "rank 3", "rank 5", "axis 1", "synchronized", "renorm", "float64"],
 )
 def test_everything_else_goes_keras_way_bit_for_bit(arguments, shape, policy):
+    if not set(arguments) <= set(inspect.signature(layers.BatchNormalization).parameters):
+        pytest.skip("this version of Keras has no such argument")
     ours, keras_own = pair(policy, shape, **arguments)
     x = values(shape, policy)
     assert "FusedBatchNormV3" not in operations(ours, True, shape, policy)

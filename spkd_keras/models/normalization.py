@@ -29,7 +29,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalises a batch, as Keras' layer does."""
         frozen = training and not self.trainable
-        if mask is not None or frozen or self.synchronized or self.renorm or not _is_fusible(inputs, self.axis):
+        special = self.synchronized or getattr(self, "renorm", False)  # Keras 3.12 has no renormalisation yet
+        if mask is not None or frozen or special or not _is_fusible(inputs, self.axis):
             return super().call(inputs, training=training, mask=mask)
         channels = self.moving_mean.shape
         gamma = ops.cast(self.gamma, "float32") if self.scale else tf.ones(channels)
