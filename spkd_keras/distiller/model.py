@@ -238,9 +238,7 @@ class Distiller(StudentKeeper):
             )
         if self.terms and tf.distribute.get_strategy().num_replicas_in_sync > 1:
             # A Gram matrix for each replica would be another objective.
-            raise NotImplementedError(
-                "A Distiller with terms trains on one replica. Received: a strategy with several."
-            )
+            raise NotImplementedError("A Distiller with terms trains on one replica. Received: a strategy with several")
         teacher_taps = self._wiring.run_teacher(x) if self.terms else []
         before = ForwardState([self.student, *self.adapters.values()], self.trainable_variables)
         with tf.GradientTape() as tape:
