@@ -15,6 +15,9 @@ class Observer:
     def checked(self, findings: list[dict[str, str]], seconds: float | None) -> None:
         """What the check found, the worst first, and what the runs will take if that was measured."""
 
+    def cached(self, done: int, entries: int) -> None:
+        """So many entries of the teacher's cache are computed."""
+
     def started(self, run: str, epochs: int) -> None:
         """A run begins."""
 

@@ -24,15 +24,16 @@ ALLOWED: dict[str, set[str]] = {
     **{part: set() for part in FOUNDATION},
     "data": FOUNDATION,
     "distiller": {"losses", "models", "optimizers"},  # plain arguments only: no experiment
-    "training": LIBRARY,
-    "search": LIBRARY | {"training"},
+    "cache": FOUNDATION | {"data", "distiller"},
+    "training": LIBRARY | {"cache"},
+    "search": LIBRARY | {"cache", "training"},
     "export": LIBRARY | {"training"},
     "report": {"experiment", "plots"},
     "plots": {"experiment"},
-    "cli": LIBRARY | READERS | {"training", "search", "export"},
+    "cli": LIBRARY | READERS | {"cache", "training", "search", "export"},
     "__main__": {"cli"},
     # The package itself loads its names lazily: what it imports, it imports for type checkers.
-    "": LIBRARY,
+    "": LIBRARY | {"cache"},
 }
 
 

@@ -1,6 +1,6 @@
 """The command line `spkd`. Imports what is heavy inside the commands."""
 
-from spkd_keras.cli import check, datasets, methods, networks, runs  # noqa: F401  (their commands are part of the app)
+from spkd_keras.cli import cache, check, datasets, methods, networks, runs  # noqa: F401  (their commands are part of the app)
 from spkd_keras.cli.app import app
 
 __all__ = ["app", "main"]

@@ -49,6 +49,11 @@ class ProgressObserver(Observer):
         if seconds is not None:
             _say(f"Expected, one run after the other: {duration(seconds)}")
 
+    def cached(self, done: int, entries: int) -> None:
+        """Says how much of the teacher's cache is computed."""
+        note = "" if done == entries else f"caching the teacher, {done / entries:.0%}"
+        self.bars.update(self.total, note=note)
+
     def started(self, run: str, epochs: int) -> None:
         """Shows a bar for the run."""
         self.current[run] = self.bars.add_task(run, total=epochs, note="preparing")

@@ -9,6 +9,7 @@ from spkd_keras.data.pipeline import (
     check_augmentation,
     evaluation_batches,
     training_batches,
+    view_batches,
 )
 from spkd_keras.data.splits import AnyImages, Images, Photos, Splits, check_images, held_out
 
@@ -28,4 +29,5 @@ __all__ = [
     "held_out",
     "load",
     "training_batches",
+    "view_batches",
 ]

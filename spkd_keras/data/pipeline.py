@@ -89,9 +89,65 @@ def training_batches(
         labels = tf.one_hot(labels, classes) if augmentation.mixes_labels else labels
         return mixer(pixels, labels, seeds[0])
 
-    left = tf.data.experimental.assert_cardinality(max(0, count - skip * batch_size))
-    order = tf.data.Dataset.range(1).flat_map(places).apply(left)
+    order = _one_epoch(places, max(0, count - skip * batch_size))
     return _map(_taken(order, images, batch_size, augmentation.name), finished).prefetch(tf.data.AUTOTUNE)
+
+
+def view_batches(
+    images: AnyImages,
+    batch_size: int,
+    seed: int | None,
+    clock: EpochClock,
+    augmentation: Augmentation,
+    views: int,
+    view_seed: int,
+    skip: int = 0,
+) -> tf.data.Dataset:
+    """As `training_batches`, of images that have a fixed number of augmented views each, which take turns.
+
+    Epoch e shows view e modulo `views` of every image, in the order of `training_batches`.
+
+    Args:
+        images: to train on.
+        batch_size: as there.
+        seed: of the order; None for that of the images.
+        clock: gives the epoch.
+        augmentation: of what is done to one image at a time.
+        views: how many there are.
+        view_seed: of the views.
+        skip: as there.
+
+    Returns:
+        Batches of (pixels, labels, numbers), with int64 numbers view * images + image, shape (batch,).
+
+    Raises:
+        ValueError: as `check_augmentation`, or if an augmentation needs the other images of a batch.
+    """
+    check_augmentation(images, augmentation)
+    if augmentation.mixup > 0 or augmentation.cutmix > 0 or augmentation.randaugment > 0:
+        raise ValueError(
+            "`augmentation` by mixup, cutmix or randaugment is of whole batches, so that an image has no views of its "
+            f"own. Received: {augmentation}."
+        )
+    count = len(images)
+
+    def places(_: Any) -> tf.data.Dataset:
+        view = tf.math.floormod(clock.epoch, views)
+        # Of all views as one epoch each, so that more views are the same ones and others.
+        seeds = tf.random.stateless_uniform([count, 2], tf.stack([view_seed, view]), None, None, tf.int32)
+        order = tf.range(count) if seed is None else _order(count, tf.stack([seed, clock.epoch]))
+        numbers = view * count + tf.cast(order, tf.int64)
+        return tf.data.Dataset.from_tensor_slices((order, tf.gather(seeds, order), numbers)).skip(skip * batch_size)
+
+    order = _one_epoch(places, max(0, count - skip * batch_size))
+    taken = _taken(order.map(lambda place, seeds, number: (place, seeds)), images, batch_size, augmentation.name)
+    numbered = tf.data.Dataset.zip(taken, order.map(lambda place, seeds, number: number).batch(batch_size))
+    return _map(numbered, lambda taken, numbers: (taken[0], taken[1], numbers)).prefetch(tf.data.AUTOTUNE)
+
+
+def _one_epoch(places: Any, count: int) -> tf.data.Dataset:
+    """What `places` gives when an epoch begins."""
+    return tf.data.Dataset.range(1).flat_map(places).apply(tf.data.experimental.assert_cardinality(count))
 
 
 def batch_places(count: int, batch_size: int, seed: int, epoch: int, batch: int) -> np.ndarray:

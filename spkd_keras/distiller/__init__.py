@@ -14,12 +14,15 @@ from spkd_keras.distiller.guard import NotFiniteError
 from spkd_keras.distiller.model import Distiller
 from spkd_keras.distiller.parts import LossPart, loss_parts, tap_values
 from spkd_keras.distiller.schedules import TermWeightSchedule, WeightSchedule
+from spkd_keras.distiller.stand_in import Cached, StandIn
 from spkd_keras.distiller.term import Term
 
 __all__ = [
+    "Cached",
     "Distiller",
     "LossPart",
     "NotFiniteError",
+    "StandIn",
     "Term",
     "TermWeightSchedule",
     "WeightSchedule",

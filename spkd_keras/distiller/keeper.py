@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from spkd_keras import models
 from spkd_keras.distiller.term import Term
 
 
@@ -61,6 +62,7 @@ class StudentKeeper(keras.Model):
         return {
             "name": self.name,
             "student": keras.saving.serialize_keras_object(self.student),
+            "fused_layers": models.fused_layers(self.student),
             "terms": [term.get_config() for term in self.terms],
             "student_loss_weight": self.student_loss_weight,
             "teacher_dtype": self.teacher_dtype,
@@ -72,6 +74,8 @@ class StudentKeeper(keras.Model):
     def from_config(cls, config: dict[str, Any]) -> "StudentKeeper":
         """Returns a Distiller without its teacher."""
         config = dict(config)
-        config["student"] = keras.saving.deserialize_keras_object(config["student"])
+        student = keras.saving.deserialize_keras_object(config["student"])
+        # Its file has Keras' layers; the same kernels as before make the same steps.
+        config["student"] = models.fused(student, names=config.pop("fused_layers", ()))
         config["terms"] = [Term.from_config(term) for term in config["terms"]]
         return cls(teacher=None, **config)

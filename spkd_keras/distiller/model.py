@@ -11,6 +11,7 @@ from keras import ops
 from spkd_keras.distiller import taps
 from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, clear_label_errors
 from spkd_keras.distiller.keeper import StudentKeeper
+from spkd_keras.distiller.stand_in import Cached, StandIn
 from spkd_keras.distiller.term import Term, named
 from spkd_keras.distiller.wiring import Wiring, check_arguments
 
@@ -36,6 +37,7 @@ class Distiller(StudentKeeper):
 
     Args:
         teacher: a built model whose tapped layers are in functional or Sequential models; None if there are no terms.
+            A `StandIn` for one that is not there: batches (x, y) then have `Cached(images, values)` as x.
         student: the model to train; it may differ from the teacher in all but what the terms compare.
         terms: list of `Term`.
         student_loss_weight: weight of the compiled loss, at least 0, default 1. With 0 the images need no labels.
@@ -64,7 +66,7 @@ class Distiller(StudentKeeper):
 
     def __init__(
         self,
-        teacher: keras.Model | None,
+        teacher: keras.Model | StandIn | None,
         student: keras.Model,
         terms: Sequence[Term] = (),
         student_loss_weight: float = 1.0,
@@ -108,12 +110,12 @@ class Distiller(StudentKeeper):
     # --- the teacher and the terms ---------------------------------------------------------------------------------
 
     @property
-    def teacher(self) -> keras.Model | None:
+    def teacher(self) -> keras.Model | StandIn | None:
         """The teacher as it was given."""
         return self._wiring.teacher
 
     @teacher.setter
-    def teacher(self, teacher: keras.Model | None) -> None:
+    def teacher(self, teacher: keras.Model | StandIn | None) -> None:
         self._wiring.connect(teacher)
         # The functions that are compiled already run the teacher of before.
         self.train_function = self.test_function = None
@@ -142,7 +144,7 @@ class Distiller(StudentKeeper):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Returns the student's output."""
-        return self.student(x, training=training)
+        return self.student(x.images if isinstance(x, Cached) else x, training=training)
 
     def compile(
         self,
@@ -236,9 +238,7 @@ class Distiller(StudentKeeper):
             )
         if self.terms and tf.distribute.get_strategy().num_replicas_in_sync > 1:
             # A Gram matrix for each replica would be another objective.
-            raise NotImplementedError(
-                "A Distiller with terms trains on one replica. Received: a strategy with several."
-            )
+            raise NotImplementedError("A Distiller with terms trains on one replica. Received: a strategy with several")
         teacher_taps = self._wiring.run_teacher(x) if self.terms else []
         before = ForwardState([self.student, *self.adapters.values()], self.trainable_variables)
         with tf.GradientTape() as tape:

@@ -88,6 +88,11 @@ class Term:
         """Whether the loss gets the labels beside the teacher's tensor."""
         return getattr(self.loss, "needs_labels", False)
 
+    @property
+    def takes_sketches(self) -> bool:
+        """Whether a random projection of the teacher's activations will do."""
+        return getattr(self.loss, "takes_sketches", False)
+
     def get_config(self) -> dict[str, Any]:
         """Returns a configuration that `from_config` takes, with the loss and the adapter serialised."""
         return {

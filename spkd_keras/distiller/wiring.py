@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from spkd_keras import losses, models
 from spkd_keras.distiller import taps
+from spkd_keras.distiller.stand_in import Absent, Cached, StandIn
 from spkd_keras.distiller.term import Term
 
 
@@ -35,7 +36,7 @@ class Wiring:
         self.terms = terms
         self.teacher_dtype = teacher_dtype
         self.fingerprint = fingerprint
-        self.teacher: keras.Model | None = None
+        self.teacher: keras.Model | StandIn | None = None
         if teacher_dtype is not None and teacher_dtype not in models.PRECISIONS:
             raise ValueError(
                 f"`teacher_dtype` must be one of {', '.join(models.PRECISIONS)} or None. Received: {teacher_dtype!r}."
@@ -49,7 +50,7 @@ class Wiring:
         self._teacher_places: list[taps.Tap] = []
         self._tapped_teacher: Any = None
 
-    def connect(self, teacher: keras.Model | None) -> None:
+    def connect(self, teacher: keras.Model | StandIn | None) -> None:
         """Takes the teacher, or lets go of it.
 
         Raises:
@@ -58,14 +59,8 @@ class Wiring:
         if teacher is None:
             self.teacher = self._tapped_teacher = None
             return
-        _check_built(teacher, "teacher")
-        shared = {id(weight) for weight in teacher.weights} & {id(weight) for weight in self.student.trainable_weights}
-        if shared:
-            raise ValueError(
-                f"`teacher` and `student` must not share weights that are trained. Received: {len(shared)} such. "
-                "Copy the teacher (keras.models.clone_model and set_weights) or freeze the layers."
-            )
-        fingerprint = models.fingerprint(teacher)
+        absent = isinstance(teacher, StandIn)
+        fingerprint = teacher.fingerprint if absent else self._checked_fingerprint(teacher)
         if self.fingerprint not in (None, fingerprint):
             raise ValueError(
                 f"`teacher` must be the one that this student was distilled from, fingerprint {self.fingerprint}. "
@@ -73,19 +68,36 @@ class Wiring:
                 "a new Distiller with this student."
             )
         teacher_taps = [
-            taps.resolve(teacher, term.teacher, term.default_tap, "teacher") for term in self.terms.values()
+            teacher.resolve(term.teacher, term.default_tap, term.takes_sketches)
+            if absent
+            else taps.resolve(teacher, term.teacher, term.default_tap, "teacher")
+            for term in self.terms.values()
         ]
         for term, from_teacher, from_student in zip(self.terms.values(), teacher_taps, self.student_taps, strict=True):
             self._check_pair(teacher, term, from_teacher, from_student)
         places = list(dict.fromkeys(tap for group in teacher_taps for tap in group))
-        source = teacher if self.teacher_dtype is None else models.in_precision(teacher, self.teacher_dtype)
-        self._tapped_teacher = taps.tapped(source, places) if self.terms else None
+        if absent:
+            tapped = Absent(teacher, places)
+        elif self.terms:
+            tapped = tapped_teacher(teacher, self.teacher_dtype, places)
+        else:
+            tapped = None
         self.teacher, self.teacher_taps, self._teacher_places = teacher, teacher_taps, places
-        self.fingerprint = fingerprint
+        self._tapped_teacher, self.fingerprint = tapped, fingerprint
+
+    def _checked_fingerprint(self, teacher: keras.Model) -> str:
+        _check_built(teacher, "teacher")
+        shared = {id(weight) for weight in teacher.weights} & {id(weight) for weight in self.student.trainable_weights}
+        if shared:
+            raise ValueError(
+                f"`teacher` and `student` must not share weights that are trained. Received: {len(shared)} such. "
+                "Copy the teacher (keras.models.clone_model and set_weights) or freeze the layers."
+            )
+        return models.fingerprint(teacher)
 
     def _check_pair(
         self,
-        teacher: keras.Model,
+        teacher: keras.Model | StandIn,
         term: Term,
         from_teacher: tuple[taps.Tap, ...],
         from_student: tuple[taps.Tap, ...],
@@ -160,11 +172,18 @@ class Wiring:
                 ) from error
 
     def run_teacher(self, x: Any) -> list[Any]:
-        """Runs the teacher in inference mode, without gradients, as far as its last tap.
+        """Runs the teacher in inference mode, without gradients, as far as its last tap; or takes what a batch carries.
 
         Raises:
-            ValueError: if there is no teacher.
+            ValueError: if there is no teacher, or the batch lacks one of its taps.
         """
+        if isinstance(x, Cached):
+            missing = [str(tap) for tap in self._teacher_places if str(tap) not in x.teacher]
+            if missing:
+                raise ValueError(
+                    f"The cached batch must carry {', '.join(missing)} of the teacher. It has: {', '.join(x.teacher)}."
+                )
+            return [tf.stop_gradient(x.teacher[str(tap)]) for tap in self._teacher_places]
         if self._tapped_teacher is None:
             raise ValueError(
                 "The terms need the teacher, which is not saved with the Distiller. Hand it back: "
@@ -174,6 +193,7 @@ class Wiring:
 
     def run_student(self, x: Any, training: bool, with_taps: bool) -> tuple[Any, list[Any]]:
         """Runs the student once; returns its output and the values at its taps."""
+        x = x.images if isinstance(x, Cached) else x
         if not with_taps:
             return self.student(x, training=training), []
         results = self._tapped_student(x, training=training)
@@ -188,6 +208,13 @@ class Wiring:
             student = [student_values[self._student_places.index(tap)] for tap in from_student]
             several = isinstance(term.teacher or term.student, tuple) or term.default_tap == "all_stages"
             yield (name, teacher, student) if several else (name, teacher[0], student[0])
+
+
+def tapped_teacher(teacher: keras.Model, dtype: str | None, places: list[taps.Tap]) -> Any:
+    """Returns the teacher as it is run: in another dtype if there is one, as far as its last tap."""
+    tapped = taps.tapped(teacher if dtype is None else models.in_precision(teacher, dtype), places)
+    # It only infers, so its batch normalisation can be part of its convolutions.
+    return models.folded(tapped) if isinstance(tapped, keras.Model) else tapped
 
 
 def _check_built(network: Any, role: str) -> None:

@@ -6,6 +6,7 @@ from spkd_keras.experiment.problems import ExperimentError, unknown, validated
 from spkd_keras.experiment.schema import (
     BASELINE,
     TEACHER,
+    CacheSpec,
     Checkpoints,
     Data,
     Experiment,
@@ -21,6 +22,7 @@ from spkd_keras.experiment.schema import (
 __all__ = [
     "BASELINE",
     "TEACHER",
+    "CacheSpec",
     "Checkpoints",
     "Data",
     "Experiment",

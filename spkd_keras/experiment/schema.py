@@ -144,10 +144,37 @@ class Network(_Model):
         return dict(self.model_extra or {})
 
 
+class CacheSpec(_Model):
+    """What the teacher gives, computed once, so that students are trained without it.
+
+    Attributes:
+        views: augmented views of each image, which take turns over the epochs; 1 where there is no augmentation.
+        store: dtype in the files.
+        sketch: size of a random projection, for similarity_preserving alone; None for the activations themselves.
+        seed: of views and sketch.
+        path: folder; None is `teacher-cache` beside the runs.
+    """
+
+    views: int = Field(1, ge=1, le=16)
+    store: Literal["float16", "float32"] = "float16"
+    sketch: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    path: str | None = None
+
+
 class Teacher(Network):
-    """A network to distil from; `schedule` overrides fields of the experiment's own for its training."""
+    """A network to distil from.
+
+    Attributes:
+        schedule: overrides fields of the experiment's own for its training.
+        dtype: in which it computes while students are distilled from it. None is that of the experiment's `precision`;
+            in float32 the network as it is.
+        cache: keep what it gives in files, and train students from these; None to run it in every step.
+    """
 
     schedule: dict[str, Any] = {}
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    cache: CacheSpec | None = None
 
     @pydantic.model_validator(mode="after")
     def _check_schedule(self) -> "Teacher":
@@ -204,7 +231,8 @@ class Method(_Model):
 class Experiment(_Model):
     """Data, networks, a schedule, methods and seeds: what `spkd run` runs.
 
-    Every method is run with every seed, from the same initial student for the same seed.
+    Every method is run with every seed, from the same initial student for the same seed. `precision` is what networks
+    compute in; weights, pixels, logits and losses are float32 in each of them.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -212,6 +240,7 @@ class Experiment(_Model):
     teacher: Teacher | None = None
     student: Network
     schedule: Schedule = Schedule()
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     methods: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Method] = Field(min_length=1)
     seeds: list[Seed] = Field(default=[0], min_length=1)
     checkpoints: Checkpoints = Checkpoints()
@@ -225,11 +254,29 @@ class Experiment(_Model):
         with_terms = [name for name, method in self.methods.items() if method.terms]
         if self.teacher is None and with_terms:
             raise ValueError(f"needs a `teacher`, since there are methods with terms: {', '.join(with_terms)}")
+        cache = None if self.teacher is None else self.teacher.cache
+        if cache and (self.data.mixup or self.data.cutmix or self.data.randaugment):
+            raise ValueError(
+                "`teacher.cache` needs images that are augmented one by one: no mixup, cutmix, randaugment"
+            )
+        if cache and cache.views > 1 and self.data.augmentation == "none":
+            raise ValueError(f"`teacher.cache.views` must be 1 without augmentation, received {cache.views}")
         if TEACHER in self.methods and self.teacher is not None:
             raise ValueError(f"`methods` cannot have one named `{TEACHER}`, the teacher's own run")
         if self.methods.get(BASELINE, Method()) != Method():
             raise ValueError(f"the method `{BASELINE}` is the baseline, trained on the labels alone: `{BASELINE}: []`")
         return self
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of computation that `precision` means: "float32", "bfloat16" or "float16"."""
+        return self.precision.removeprefix("mixed_")
+
+    @property
+    def teacher_dtype(self) -> str | None:
+        """The dtype of a copy of the teacher; None for the teacher as it is."""
+        own = None if self.teacher is None else self.teacher.dtype
+        return own or (None if self.dtype == "float32" else self.dtype)
 
     def single(self, method: str, seed: int) -> "Experiment":
         """Returns the part that one run is about: one method with one seed."""

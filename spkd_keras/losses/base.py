@@ -30,6 +30,8 @@ class DistillationLoss(keras.losses.Loss):
             Such a loss has nothing to say about a batch of one.
         needs_labels: whether `y_true` is a pair of the teacher's tensor and the labels, integers of shape `(batch,)` or
             shares of classes of shape `(batch, classes)`.
+        takes_sketches: whether the teacher's activations count by their inner products between images alone, so that a
+            random projection of them will do.
 
     Args:
         reduction: as in `keras.losses.Loss`; default `"sum_over_batch_size"`, the mean over the batch.
@@ -43,6 +45,7 @@ class DistillationLoss(keras.losses.Loss):
     default_tap: Tap = "logits"
     batch_relational: bool = False
     needs_labels: bool = False
+    takes_sketches: bool = False
 
     def __init__(
         self, reduction: str | None = "sum_over_batch_size", name: str | None = None, dtype: Any = None

@@ -7,8 +7,10 @@ import keras
 from spkd_keras.models.applications import applications, keras_application
 from spkd_keras.models.cost import multiply_adds
 from spkd_keras.models.fingerprint import fingerprint
+from spkd_keras.models.folding import folded
 from spkd_keras.models.mobilenet import mobilenet
 from spkd_keras.models.mobilenet_v2 import mobilenet_v2
+from spkd_keras.models.normalization import BatchNormalization, fused, fused_layers
 from spkd_keras.models.precision import PRECISIONS, in_precision
 from spkd_keras.models.resnet import resnet
 from spkd_keras.models.shufflenet_v2 import shufflenet_v2
@@ -25,8 +27,12 @@ BUILDERS: dict[str, Callable[..., keras.Model]] = {
 __all__ = [
     "BUILDERS",
     "PRECISIONS",
+    "BatchNormalization",
     "applications",
     "fingerprint",
+    "folded",
+    "fused",
+    "fused_layers",
     "in_precision",
     "keras_application",
     "mobilenet",

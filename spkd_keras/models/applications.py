@@ -11,6 +11,7 @@ import numpy as np
 from keras import layers
 
 from spkd_keras.models import blocks
+from spkd_keras.models.normalization import fused
 
 # Arguments that are settled, so that the network takes raw pixels and gives logits for the classes of the data.
 SETTLED = (
@@ -82,7 +83,7 @@ def keras_application(
     image = keras.Input(shape, name="image")
     x = _preprocessing(image, function)
     top = {"classifier_activation": None} if with_top else {}
-    backbone = from_keras(name, input_shape=shape, include_top=with_top, **top, **arguments)
+    backbone = fused(from_keras(name, input_shape=shape, include_top=with_top, **top, **arguments))
     backbone.name = "backbone"  # given as an argument, it is a KeyError in EfficientNetV2 (Keras 3.12 to 3.15)
     x = backbone(x)
     if with_top:

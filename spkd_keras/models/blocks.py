@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from spkd_keras.models.normalization import BatchNormalization
+
 PixelStatistics = float | Sequence[float] | np.ndarray | None
 
 
@@ -146,7 +148,7 @@ def batch_normalization(x: Any, *, synchronized: bool | None, epsilon: float = 1
         raise ValueError(f"`synchronized` must be True, False or None. Received: synchronized={synchronized!r}.")
     if synchronized is None:
         synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
-    return layers.BatchNormalization(momentum=0.9, epsilon=epsilon, synchronized=synchronized, name=name)(x)
+    return BatchNormalization(momentum=0.9, epsilon=epsilon, synchronized=synchronized, name=name)(x)
 
 
 def classifier(image: Any, x: Any, num_classes: int, name: str) -> keras.Model:

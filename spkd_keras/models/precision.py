@@ -1,10 +1,9 @@
 """The same network in another precision."""
 
-from typing import Any
-
 import keras
 from keras import layers
 
+from spkd_keras.models.copying import copied
 from spkd_keras.models.graph import is_graph, output_operation
 
 # Weights stay in float32 and are cast where they are used, so that nothing is rounded twice.
@@ -27,19 +26,10 @@ def in_precision(model: keras.Model, dtype: str) -> keras.Model:
         raise ValueError(f"The dtype must be one of {', '.join(PRECISIONS)}. Received: {dtype!r}.")
     last = output_operation(model) if is_graph(model) else None
 
-    def copy_layer(layer: Any) -> Any:
-        if not isinstance(layer, layers.Layer):  # an operation of keras.ops has no weights and no policy
-            return layer
+    def copy_layer(layer: layers.Layer) -> layers.Layer:
         config = layer.get_config()
         stays = layer is last or isinstance(layer, layers.Rescaling | layers.Normalization)
         config["dtype"] = "float32" if stays else PRECISIONS[dtype]
         return type(layer).from_config(config)
 
-    try:
-        copy = keras.models.clone_model(model, clone_function=copy_layer, recursive=True)
-    except (ValueError, NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"'{model.name}' cannot be copied to {dtype} layer by layer; build it in that precision instead. {error}"
-        ) from error
-    copy.set_weights(model.get_weights())
-    return copy
+    return copied(model, copy_layer, dtype)

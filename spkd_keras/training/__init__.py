@@ -4,13 +4,14 @@ from spkd_keras.training.check import Check, check_experiment
 from spkd_keras.training.describe import describe
 from spkd_keras.training.folder import StorageError
 from spkd_keras.training.interruption import Interrupted
-from spkd_keras.training.run import RunsFailedError, run_experiment, trained_teacher
+from spkd_keras.training.run import RunsFailedError, cache_teacher, run_experiment, trained_teacher
 
 __all__ = [
     "Check",
     "Interrupted",
     "RunsFailedError",
     "StorageError",
+    "cache_teacher",
     "check_experiment",
     "describe",
     "run_experiment",

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from spkd_keras import data, models, optimizers
-from spkd_keras.distiller import Distiller, Term, TermWeightSchedule, WeightSchedule
+from spkd_keras.distiller import Distiller, StandIn, Term, TermWeightSchedule, WeightSchedule
 from spkd_keras.experiment import Data, Experiment, ExperimentError, Method, Network, unknown
 from spkd_keras.losses import LOSSES
 
@@ -91,6 +91,19 @@ def build_network(spec: Network, images: data.AnyImages, role: str) -> keras.Mod
     return network
 
 
+def build_student(experiment: Experiment, images: data.AnyImages) -> keras.Model:
+    """Builds the network that is trained, in the experiment's precision.
+
+    The precision is that of its layers; no policy of the process is set.
+
+    Raises:
+        ExperimentError: as `build_network`.
+    """
+    student = build_network(experiment.student, images, "student")
+    with telling("precision"):
+        return student if experiment.dtype == "float32" else models.in_precision(student, experiment.dtype)
+
+
 def construct(spec: Network, place: str, **defaults: Any) -> keras.Model:
     """Builds a network by its name and arguments, or loads it from its file.
 
@@ -113,23 +126,36 @@ def construct(spec: Network, place: str, **defaults: Any) -> keras.Model:
         return _call(builder, {**defaults, **spec.arguments}, place)
 
 
-def build_distiller(teacher: keras.Model | None, student: keras.Model, experiment: Experiment, name: str) -> Distiller:
+def build_terms(experiment: Experiment, name: str) -> list[Term]:
+    """Builds the terms of a method.
+
+    Raises:
+        ExperimentError: if a loss is unknown, or an argument of it is unknown or refused.
+    """
+    terms = []
+    for index, spec in enumerate(experiment.methods[name].terms):
+        here = f"methods.{name}.terms.{index}"
+        kind = _named(spec.loss, LOSSES, f"{here}.loss", "loss")
+        with telling(here):
+            loss = _call(kind, spec.arguments, here)
+            terms.append(Term(loss, spec.weight, _names(spec.teacher), _names(spec.student), spec.name))
+    return terms
+
+
+def build_distiller(
+    teacher: keras.Model | StandIn | None, student: keras.Model, experiment: Experiment, name: str
+) -> Distiller:
     """Builds and compiles the Distiller of a method.
 
     Raises:
         ExperimentError: if a loss or layer is unknown, or the networks do not fit the method.
     """
     method, schedule = experiment.methods[name], experiment.schedule
-    place = f"methods.{name}"
-    terms = []
-    for index, spec in enumerate(method.terms):
-        here = f"{place}.terms.{index}"
-        kind = _named(spec.loss, LOSSES, f"{here}.loss", "loss")
-        with telling(here):
-            loss = _call(kind, spec.arguments, here)
-            terms.append(Term(loss, spec.weight, _names(spec.teacher), _names(spec.student), spec.name))
-    with telling(place):
-        distiller = Distiller(teacher if terms else None, student, terms, method.student_loss_weight)
+    terms = build_terms(experiment, name)
+    with telling(f"methods.{name}"):
+        distiller = Distiller(
+            teacher if terms else None, student, terms, method.student_loss_weight, experiment.teacher_dtype
+        )
     distiller.look_every = experiment.checkpoints.look_every
     loss, accuracy = keras.losses.SparseCategoricalCrossentropy, keras.metrics.SparseCategoricalAccuracy
     if augmentation(experiment.data).mixes_labels:
@@ -161,7 +187,7 @@ def check(experiment: Experiment, splits: data.Splits) -> None:
     Raises:
         ExperimentError: as `build_network` and `build_distiller`.
     """
-    student = build_network(experiment.student, splits.train, "student")
+    student = build_student(experiment, splits.train)
     teacher = experiment.teacher and build_network(experiment.teacher, splits.train, "teacher")
     for name in experiment.methods:
         build_distiller(teacher, student, experiment, name)
@@ -179,7 +205,15 @@ def _load(path: Path, role: str) -> keras.Model:
         raise ExperimentError(f"{role}.path: {path} cannot be loaded as a Keras network: {reason}") from error
     if isinstance(network, Distiller):
         network = network.student
-    return network
+    return _fused(network)
+
+
+def _fused(network: keras.Model) -> keras.Model:
+    """Makes a network faster if it can be; one that Keras cannot copy is slower and otherwise the same."""
+    try:
+        return models.fused(network)
+    except ValueError:
+        return network
 
 
 def _named(name: str, table: dict[str, Any], place: str, what: str) -> Any:

@@ -107,7 +107,7 @@ def check_experiment(
         check.runs[name] = len(experiment.seeds)
     if cost and training is not None and not trained:
         observer.checking("the training of the teacher")
-        network = build.build_network(training.student, splits.train, "teacher")
+        network = build.build_student(training, splits.train)
         distiller = build.build_distiller(None, network, training, TEACHER)
         check.costs[TEACHER] = measure(distiller, _dataset(training, splits), splits, training)
         check.runs[TEACHER] = 1
@@ -152,7 +152,7 @@ def _check_one(
     (name,) = experiment.methods
     place = f"methods.{name}"
     keras.utils.set_random_seed(experiment.seeds[0])
-    student = build.build_network(experiment.student, splits.train, "student")
+    student = build.build_student(experiment, splits.train)
     try:
         distiller = build.build_distiller(teacher, student, experiment, name)
     except ExperimentError as error:

@@ -14,7 +14,7 @@ import tensorflow as tf
 import spkd_keras
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorflow-datasets")
-DECIDING = ("versions", "commit", "devices", "intra_op_threads")  # a change of these may change bits
+DECIDING = ("versions", "commit", "devices", "intra_op_threads", "onednn")  # a change of these may change bits
 
 
 def environment() -> dict[str, Any]:
@@ -30,6 +30,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "devices": [device.name for device in tf.config.list_physical_devices()],
         "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads() or cores,
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "as TensorFlow chooses"),
         "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads() or cores,
     }
 

@@ -10,9 +10,10 @@ import keras
 import tensorflow as tf
 
 from spkd_keras import data, models
+from spkd_keras.cache import TeacherCache
 from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
 from spkd_keras.observer import Observer
-from spkd_keras.training import build
+from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
 from spkd_keras.training.folder import RunFolder, StorageError, check_writable
 from spkd_keras.training.interruption import Interruption
@@ -102,6 +103,8 @@ def run_experiment(
             if new:
                 check_before_running(experiment, splits, observer, new, teacher, root, force)
             left = [folder for folder in runs if not folder.finished]
+            if teacher is not None and left:
+                cached_teacher.computed(experiment, root, splits, teacher, observer)
             if jobs > 1 and len(left) > 1:
                 reasons = run_in_processes(left, partial(_run_alone, teacher_run), jobs, observer, interruption)
             else:
@@ -111,6 +114,43 @@ def run_experiment(
     return root
 
 
+def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Observer | None = None) -> TeacherCache:
+    """Computes the cache that the experiment's methods are trained from, unless it is there.
+
+    A teacher that has to be trained is trained first, as `run_experiment` does.
+
+    Args:
+        experiment: with `teacher.cache`.
+        out: folder under which the folder `<experiment.name>` is made.
+        observer: is told how it goes.
+
+    Returns:
+        The cache.
+
+    Raises:
+        ExperimentError: if there is nothing to compute, or what is there was computed for something else.
+    """
+    observer, interruption = observer or Observer(), Interruption()
+    root, training = Path(out) / experiment.name, experiment.teacher_training()
+    teacher_run = None if training is None else RunFolder(root, training)
+    if teacher_run:
+        teacher_run.check_owner()
+    check_writable(root)
+    with interruption.listening():
+        splits = build.load_data(experiment.data)
+        build.check(experiment, splits)
+        tf.config.experimental.enable_op_determinism()
+        names = [teacher_run.path.name] if teacher_run else []
+        observer.planned(names, names if teacher_run and teacher_run.finished else [])
+        if teacher_run and not teacher_run.finished:
+            train(teacher_run, splits, observer, interruption)
+        teacher = load_teacher(experiment, teacher_run, splits)
+        found = teacher and cached_teacher.computed(experiment, root, splits, teacher, observer)
+        if found is None:
+            raise ExperimentError("There is nothing to cache: it takes `teacher.cache` and a method with terms.")
+        return found
+
+
 def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | None:
     """Returns the teacher that an earlier `run_experiment` trained for this very experiment; None if there is none."""
     training = experiment.teacher_training()
@@ -118,7 +158,7 @@ def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | No
         return None
     folder = RunFolder(Path(out) / experiment.name, training)
     folder.check_owner()
-    return keras.saving.load_model(folder.student) if folder.finished else None
+    return models.fused(keras.saving.load_model(folder.student)) if folder.finished else None
 
 
 def _run_here(
@@ -151,7 +191,7 @@ def _run_alone(
 def load_teacher(experiment: Experiment, teacher_run: RunFolder | None, splits: data.Splits) -> keras.Model | None:
     """Returns the teacher: the one that a run trained, or the one from the experiment's file; None if there is none."""
     if teacher_run:
-        return keras.saving.load_model(teacher_run.student)
+        return models.fused(keras.saving.load_model(teacher_run.student))
     return experiment.teacher and build.build_network(experiment.teacher, splits.train, "teacher")
 
 

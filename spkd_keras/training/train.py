@@ -9,10 +9,11 @@ import keras
 import numpy as np
 
 from spkd_keras import data
+from spkd_keras.cache import TeacherCache
 from spkd_keras.distiller import Distiller, NotFiniteError, loss_parts
 from spkd_keras.experiment import Experiment
 from spkd_keras.observer import Observer
-from spkd_keras.training import build
+from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.callbacks import Recorder, Reporter
 from spkd_keras.training.checkpoints import Checkpointer, Position
 from spkd_keras.training.environment import changes, environment
@@ -53,9 +54,11 @@ def train(
         }
         _record(folder, surroundings, observer)
         keras.utils.set_random_seed(folder.seed)
-        student = build.build_network(experiment.student, splits.train, "student")
-        distiller = build.build_distiller(teacher, student, experiment, folder.method)
-        training = _Training(folder, splits, distiller, observer, interruption)
+        student = build.build_student(experiment, splits.train)
+        cache = cached_teacher.opened(experiment, folder.path.parent, splits, teacher_fingerprint)
+        source = teacher if cache is None else cache.stand_in
+        distiller = build.build_distiller(source, student, experiment, folder.method)
+        training = _Training(folder, splits, distiller, observer, interruption, cache)
         with interruption.deferred():
             training.run()
         save_network(folder.student, student)
@@ -91,7 +94,9 @@ class _Training:
         distiller: Distiller,
         observer: Observer,
         interruption: Interruption,
+        cache: TeacherCache | None,
     ) -> None:
+        self.cache = cache
         self.folder, self.splits, self.distiller, self.observer = folder, splits, distiller, observer
         self.experiment: Experiment = folder.experiment
         self.augmentation = build.augmentation(self.experiment.data)
@@ -147,6 +152,8 @@ class _Training:
 
     def _batches(self, skip: int = 0) -> Any:
         seed, size = self.folder.seed, self.experiment.data.batch_size
+        if self.cache is not None:
+            return self.cache.batches(self.splits.train, size, seed, self.clock, skip)
         return data.training_batches(self.splits.train, size, seed, self.clock, self.augmentation, skip)
 
     def _fit(self, position: Position) -> None:

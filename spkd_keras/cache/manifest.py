@@ -1,0 +1,138 @@
+"""What is in a cache, and whether it is what an experiment needs."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spkd_keras.cache.sketch import SketchError
+from spkd_keras.data import AnyImages, Images
+
+FORMAT = 1
+FILE = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of an entry.
+
+    Attributes:
+        name: of the place in the teacher.
+        shape: without the batch.
+        sketched_from: the number of values that a random projection to `shape` was made of; None for the values
+            themselves.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sketched_from: int | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of values."""
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What is in a cache. An entry is view * images + image, in the order of the training images.
+
+    Attributes:
+        teacher_name: of the model.
+        teacher_fingerprint: of the model.
+        teacher_dtype: in which a copy of it computed; None for the teacher as it was.
+        tensors: of an entry, one after the other.
+        defaults: names of the tensors that a term without names means, by default tap.
+        store: dtype in the files, "float16" or "float32".
+        views: of each image.
+        sketch: size of the random projections that were asked for; None for none.
+        seed: of views and sketches.
+        augmentation: of the views.
+        images: how many there are.
+        data: digest of the images.
+        entries_a_shard: in every file but the last.
+        same_in_every_batch: by name, whether images had the same values, bit for bit, in another batch.
+        sketches: by name, `SketchError`s measured on a batch, for tensors of which a sketch will do.
+        format: of the files.
+    """
+
+    teacher_name: str
+    teacher_fingerprint: str
+    teacher_dtype: str | None
+    tensors: tuple[StoredTensor, ...]
+    defaults: dict[str, list[str]]
+    store: str
+    views: int
+    sketch: int | None
+    seed: int
+    augmentation: str
+    images: int
+    data: str
+    entries_a_shard: int
+    same_in_every_batch: dict[str, bool] = dataclasses.field(default_factory=dict)
+    sketches: dict[str, list[SketchError]] = dataclasses.field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def entries(self) -> int:
+        """How many there are."""
+        return self.views * self.images
+
+    @property
+    def bytes_an_entry(self) -> int:
+        """In the files, beside their own marks."""
+        return sum(tensor.size for tensor in self.tensors) * np.dtype(self.store).itemsize
+
+    def write(self, folder: Path) -> None:
+        """Writes it into a folder."""
+        (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Reads it from a folder.
+
+        Raises:
+            ValueError: if there is none, or it is of another format.
+        """
+        try:
+            plain = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            if plain["format"] != FORMAT:
+                raise ValueError(f"format {plain['format']} where {FORMAT} is read")
+            tensors = tuple(StoredTensor(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in plain["tensors"])
+            sketches = {name: [SketchError(*error) for error in found] for name, found in plain["sketches"].items()}
+            return cls(**{**plain, "tensors": tensors, "sketches": sketches})
+        except FileNotFoundError:
+            raise ValueError(f"{folder} is no cache of a teacher: it has no {FILE}. Compute it: spkd cache.") from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{folder / FILE} cannot be read ({error}). Remove the folder.") from error
+
+    def check(self, folder: Path, **needed: Any) -> None:
+        """Checks that it is what is needed.
+
+        Args:
+            folder: for the message.
+            **needed: values of attributes.
+
+        Raises:
+            ValueError: naming all that differ.
+        """
+        own = dataclasses.asdict(self)
+        wrong = [f"{key}: {own[key]} -> {value}" for key, value in needed.items() if own[key] != value]
+        if wrong:
+            raise ValueError(
+                f"{folder} was computed for something else ({'; '.join(wrong)}). Remove it, or name another folder as "
+                "`teacher.cache.path`."
+            )
+
+
+def data_digest(images: AnyImages) -> str:
+    """Digest of images: their labels, and their pixels, or for photos their numbers and size."""
+    digest = hashlib.sha256(np.ascontiguousarray(images.labels, np.int64).tobytes())
+    content = images.pixels if isinstance(images, Images) else np.append(images.numbers, images.size)
+    digest.update(np.ascontiguousarray(content).tobytes())
+    digest.update(str(images.image_shape).encode())
+    return digest.hexdigest()[:32]

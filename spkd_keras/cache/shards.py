@@ -1,0 +1,75 @@
+"""Entries of a fixed size in array records, which can be read in any order."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NAME = "entries-{:05d}.array_record"
+OPTIONS = "group_size:1,uncompressed"  # each entry can be read alone
+
+
+class ShardWriter:
+    """Writes entries one after the other.
+
+    Args:
+        folder: for the files.
+        entries_a_shard: in each.
+    """
+
+    def __init__(self, folder: Path, entries_a_shard: int) -> None:
+        self.folder, self.entries_a_shard = folder, entries_a_shard
+        self.written = 0
+        self._writer: Any = None
+
+    def write(self, values: Sequence[np.ndarray]) -> None:
+        """Writes the entries of a batch, of which `values` has every tensor."""
+        from array_record.python import array_record_module
+
+        for row in zip(*values, strict=True):
+            if self.written % self.entries_a_shard == 0:
+                self.close()
+                file = self.folder / NAME.format(self.written // self.entries_a_shard)
+                self._writer = array_record_module.ArrayRecordWriter(str(file), OPTIONS)
+            self._writer.write(b"".join(value.tobytes() for value in row))
+            self.written += 1
+
+    def close(self) -> None:
+        """Ends the last file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class ShardReader:
+    """Reads entries by their numbers.
+
+    Args:
+        folder: with the files.
+        entries: how many there are.
+        entries_a_shard: in each file.
+
+    Raises:
+        ValueError: if a file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, entries: int, entries_a_shard: int) -> None:
+        from array_record.python import array_record_data_source
+
+        files = [folder / NAME.format(index) for index in range(-(-entries // entries_a_shard))]
+        try:
+            self._source = array_record_data_source.ArrayRecordDataSource([str(file) for file in files])
+            count = len(self._source)
+        except Exception as error:  # whatever array_record makes of missing and damaged files
+            raise ValueError(f"{folder} is not whole ({' '.join(str(error).split())[:150]}). Remove it.") from error
+        if count != entries:
+            raise ValueError(f"{folder} must have {entries} entries. It has {count}. Remove it and compute it anew.")
+        self._lock = threading.Lock()
+
+    def read(self, numbers: np.ndarray, width: int) -> np.ndarray:
+        """Returns entries as bytes, shape (numbers, width)."""
+        with self._lock:
+            records = self._source.__getitems__(numbers.tolist())
+        return np.frombuffer(b"".join(records), np.uint8).reshape(len(numbers), width)

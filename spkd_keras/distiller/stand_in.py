@@ -1,0 +1,87 @@
+"""A teacher that is not there: what is known of it, and batches that carry what it gave."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import keras
+
+from spkd_keras.distiller.taps import Tap
+
+
+class Cached(NamedTuple):
+    """Images with what the teacher gave for them, in the place of the images x of a batch (x, y).
+
+    Attributes:
+        images: as the student takes them.
+        teacher: tensors by the name of the place in the teacher, as `str(tap)` gives it.
+    """
+
+    images: Any
+    teacher: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIn:
+    """Takes the teacher's place in a Distiller that trains on batches of `Cached`.
+
+    Attributes:
+        name: of the teacher.
+        fingerprint: of the teacher.
+        shapes: of the tensors in the batches, the batch's dimension None, by the name of the place.
+        sketched: the places of which there are random projections only.
+        defaults: the places that are meant where a term names none, by the loss' `default_tap`.
+    """
+
+    name: str
+    fingerprint: str
+    shapes: Mapping[str, tuple[int | None, ...]]
+    sketched: frozenset[str] = frozenset()
+    defaults: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def resolve(self, names: str | tuple[str, ...] | None, default_tap: str, sketch_will_do: bool) -> tuple[Tap, ...]:
+        """Finds the places that a term names.
+
+        Raises:
+            ValueError: if one is not there, or only as a sketch that will not do.
+        """
+        if names is None:
+            wanted = self.defaults.get(default_tap, ())
+        else:
+            wanted = names if isinstance(names, tuple) else (names,)
+        missing = [name for name in wanted if name not in self.shapes]
+        if missing or not wanted:
+            raise ValueError(
+                f"The cache of the teacher '{self.name}' must have {', '.join(missing) or f'the {default_tap}'}. "
+                f"It has: {', '.join(self.shapes)}. Compute it anew for these terms."
+            )
+        sketched = sorted(self.sketched & set(wanted))
+        if sketched and not sketch_will_do:
+            raise ValueError(
+                f"The cache has a random projection of {', '.join(sketched)} only, which keeps inner products between "
+                "images and nothing else. Compute it anew without `sketch` for losses other than SimilarityPreserving."
+            )
+        return tuple(PLACES.get(name) or _tap(name) for name in wanted)
+
+
+PLACES = {str(Tap("")): Tap("")}
+
+
+def _tap(name: str) -> Tap:
+    prefix = str(Tap("", is_input=True))
+    return Tap(name.removeprefix(prefix), is_input=True) if name.startswith(prefix) else Tap(name)
+
+
+class Absent:
+    """Has the outputs of a tapped teacher, as far as shapes go, and cannot be run."""
+
+    def __init__(self, stand_in: StandIn, places: list[Tap]) -> None:
+        self.stand_in = stand_in
+        self.output = {"taps": [keras.KerasTensor(stand_in.shapes[str(place)]) for place in places]}
+
+    def __call__(self, x: Any, training: bool) -> dict[str, Any]:
+        """Says what is missing."""
+        raise ValueError(
+            f"The teacher '{self.stand_in.name}' is not there, so batches must carry what it gave: x must be "
+            f"`Cached(images, values)`, as `TeacherCache.batches` gives it. Received: {type(x).__name__}."
+        )

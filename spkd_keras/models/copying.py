@@ -1,0 +1,33 @@
+"""Copying a network with some of its layers exchanged."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import layers
+
+
+def copied(model: keras.Model, copy_layer: Callable[[layers.Layer], layers.Layer], purpose: str) -> keras.Model:
+    """Returns a copy of a network, with copies of its weights.
+
+    Args:
+        model: functional or Sequential, nested ones included.
+        copy_layer: gives the copy of a layer, which has the same weights in the same order.
+        purpose: of the copy, for the message.
+
+    Raises:
+        ValueError: if the model cannot be copied layer by layer.
+    """
+
+    def copy(layer: Any) -> Any:
+        # An operation of keras.ops has no weights and no configuration to change.
+        return copy_layer(layer) if isinstance(layer, layers.Layer) else layer
+
+    try:
+        copy_of_model = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    except (ValueError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"'{model.name}' cannot be copied to {purpose} layer by layer; build it so instead. {error}"
+        ) from error
+    copy_of_model.set_weights(model.get_weights())
+    return copy_of_model

@@ -1,0 +1,130 @@
+"""Folding batch normalisation into the convolution before it, in a network that only infers."""
+
+import collections
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers, ops
+
+from spkd_keras.models.graph import first_argument, input_structure, inputs_like, is_graph, replay
+
+CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)  # subclasses may compute something else
+
+
+class FoldedConvolution(layers.Layer):
+    """A convolution and the batch normalisation behind it, in inference, as one convolution.
+
+        scale = gamma / sqrt(moving variance + epsilon)
+        outputs = x * (kernel scale) + beta + (bias - moving mean) scale
+
+    The two layers' own weights are read at every call. The kernel is scaled in float32, then rounded to the dtype
+    that is computed in.
+
+    Args:
+        convolution: a Conv2D or DepthwiseConv2D, channels last, without activation.
+        normalization: on the last axis.
+    """
+
+    def __init__(self, convolution: layers.Layer, normalization: layers.Layer) -> None:
+        super().__init__(name=f"{convolution.name}_folded", dtype=convolution.dtype_policy)
+        self.convolution, self.normalization = convolution, normalization
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        """Returns what the batch normalisation gives."""
+        convolution, normalization = self.convolution, self.normalization
+        mean = ops.cast(normalization.moving_mean, "float32")
+        scale = ops.rsqrt(ops.cast(normalization.moving_variance, "float32") + normalization.epsilon)
+        if normalization.scale:
+            scale = scale * ops.cast(normalization.gamma, "float32")
+        shift = -mean * scale
+        if convolution.use_bias:
+            shift = shift + ops.cast(convolution.bias, "float32") * scale
+        if normalization.center:
+            shift = shift + ops.cast(normalization.beta, "float32")
+        kernel = ops.cast(convolution.kernel, "float32")
+        arguments = {
+            "strides": convolution.strides,
+            "padding": convolution.padding,
+            "data_format": convolution.data_format,
+            "dilation_rate": convolution.dilation_rate,
+        }
+        if isinstance(convolution, layers.DepthwiseConv2D):
+            kernel = kernel * ops.reshape(scale, (-1, convolution.depth_multiplier))
+            outputs = ops.depthwise_conv(x, ops.cast(kernel, self.compute_dtype), **arguments)
+        else:
+            outputs = ops.conv(x, ops.cast(kernel * scale, self.compute_dtype), **arguments)
+        return tf.nn.bias_add(outputs, ops.cast(shift, self.compute_dtype))
+
+
+def folded(model: keras.Model) -> keras.Model:
+    """Returns a model for inference with the same outputs, in which batch normalisation costs nothing where it can.
+
+    It is folded into the convolution before it where that convolution's output goes nowhere else, so that all outputs
+    are the same up to rounding. Nested models are laid open. All weights are the given model's own.
+
+    Args:
+        model: functional or Sequential.
+    """
+    pairs = _pairs(model)
+    if not pairs:
+        return model
+    normalizations = {id(normalization) for _, normalization in pairs.values()}
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_graph(layer):
+            return replay(layer, first_argument(args, kwargs), call)
+        if id(layer) in pairs:
+            return FoldedConvolution(*pairs[id(layer)])(first_argument(args, kwargs))
+        if id(layer) in normalizations:
+            return first_argument(args, kwargs)
+        return layer(*args, **kwargs)
+
+    inputs = inputs_like(input_structure(model))
+    return keras.Model(inputs, replay(model, inputs, call), name=model.name)
+
+
+def _pairs(model: keras.Model) -> dict[int, tuple[layers.Layer, layers.Layer]]:
+    """Returns the convolutions, by their `id`, and the batch normalisation that alone takes what each gives."""
+    calls: collections.Counter[int] = collections.Counter()
+    readers: collections.Counter[int] = collections.Counter()
+    given_by: dict[int, Any] = {}
+    read_by: dict[int, Any] = {}
+    alive = []  # so that no `id` is given twice
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_graph(layer):
+            return replay(layer, first_argument(args, kwargs), call)
+        outputs = layer(*args, **kwargs)
+        alive.append((args, kwargs, outputs))
+        calls[id(layer)] += 1
+        for tensor in keras.tree.flatten((args, kwargs)):
+            readers[id(tensor)] += 1
+            read_by[id(tensor)] = layer
+        for tensor in keras.tree.flatten(outputs):
+            given_by[id(tensor)] = layer
+        return outputs
+
+    for tensor in keras.tree.flatten(replay(model, inputs_like(input_structure(model)), call)):
+        readers[id(tensor)] += 1
+    return {
+        id(layer): (layer, read_by[tensor])
+        for tensor, layer in given_by.items()
+        if readers[tensor] == 1
+        and tensor in read_by
+        and calls[id(layer)] == calls[id(read_by[tensor])] == 1
+        and _fits(layer, read_by[tensor])
+    }
+
+
+def _fits(convolution: Any, normalization: Any) -> bool:
+    return (
+        type(convolution) in CONVOLUTIONS
+        and isinstance(normalization, layers.BatchNormalization)
+        and convolution.activation is keras.activations.linear
+        and convolution.data_format == "channels_last"
+        and normalization.axis in (-1, 3)
+        and convolution.compute_dtype == normalization.compute_dtype
+        and not getattr(convolution, "quantization_mode", None)
+    )

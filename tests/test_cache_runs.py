@@ -1,0 +1,99 @@
+"""`teacher.cache` in an experiment, and `spkd cache`."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from test_cli import call
+from tiny_experiment import Listener, tiny, weights_of
+
+from spkd_keras import models
+from spkd_keras.distiller import Distiller
+from spkd_keras.experiment import ExperimentError
+from spkd_keras.training import build, cache_teacher, cached_teacher, run_experiment
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The file of a network that nobody trained."""
+    keras.utils.set_random_seed(5)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.keras"
+    models.wide_resnet(10, 0.5, image_shape=(8, 8, 1)).save(path)
+    return path
+
+
+def cached(folder, teacher, *overrides):
+    experiment = tiny(
+        folder, f"teacher={{path: '{teacher}', cache: {{views: 2}}}}", "data.augmentation=cifar", *overrides
+    )
+    return experiment.select(["sp"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teacher.cache={views: 2}"], "`teacher.cache.views` must be 1 without augmentation"),
+        (["teacher.cache={}", "data.mixup=0.2"], "`teacher.cache` needs images that are augmented one by one"),
+        (["teacher.cache={store: bfloat16}"], "teacher.cache.store"),
+        (["teacher.cache={view: 2}"], "Did you mean `views`"),
+    ],
+)
+def test_what_cannot_be_cached_is_refused_by_the_experiment(overrides, message, tmp_path):
+    with pytest.raises(ExperimentError, match=message):
+        tiny(tmp_path, *overrides)
+
+
+def test_a_cache_of_something_else_is_refused_in_one_line(teacher, tmp_path):
+    experiment = cached(tmp_path, teacher)
+    cache = cache_teacher(experiment, tmp_path / "runs")
+    root, splits = cache.folder.parent, build.load_data(experiment.data)
+    fingerprint = cache.manifest.teacher_fingerprint
+    assert cached_teacher.opened(experiment, root, splits, fingerprint) is not None
+    for override, difference in (
+        ("teacher.cache.views=3", "views: 2 -> 3"),
+        ("teacher.cache.seed=1", "seed: 0 -> 1"),
+        ("teacher.cache.store=float32", "store: float16 -> float32"),
+        ("teacher.cache.sketch=64", "sketch: None -> 64"),
+        ("teacher.dtype=bfloat16", "teacher_dtype: None -> bfloat16"),
+        ("data.validation_seed=3", "data: "),
+    ):
+        other = cached(tmp_path, teacher, override)
+        with pytest.raises(ExperimentError, match=f"^teacher.cache: [^\n]*something else \\([^\n]*{difference}[^\n]*$"):
+            cached_teacher.opened(other, root, build.load_data(other.data), fingerprint)
+    with pytest.raises(ExperimentError, match="teacher_fingerprint: "):
+        cached_teacher.opened(experiment, root, splits, "0" * 32)
+
+
+@pytest.mark.slow
+def test_a_run_from_the_cache_goes_on_after_a_kill(teacher, tmp_path, monkeypatch):
+    """Bit for bit, in the second epoch's views; the teacher is not among what is trained with."""
+    experiment = cached(tmp_path, teacher, "schedule.epochs=3")
+    whole = run_experiment(experiment, tmp_path / "whole") / "sp-seed0"
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, tmp_path / "runs", Listener(stop_after=1))
+    teachers = []
+    compile_ = Distiller.compile
+    monkeypatch.setattr(
+        Distiller, "compile", lambda self, *a, **k: teachers.append(self.teacher) or compile_(self, *a, **k)
+    )
+    again = run_experiment(experiment, tmp_path / "runs") / "sp-seed0"
+    assert type(teachers[-1]).__name__ == "StandIn"
+    for one, other in zip(weights_of(whole), weights_of(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (whole / "history.csv").read_text() == (again / "history.csv").read_text()
+
+
+@pytest.mark.slow
+def test_the_command_says_what_it_kept(teacher, tmp_path):
+    tiny(tmp_path)
+    arguments = ["cache", str(tmp_path / "tiny.yaml"), "--set", f"teacher={{path: '{teacher}'}}"]
+    done = call(*arguments, "--out", str(tmp_path / "runs"))
+    assert done.exit_code == 0, done.output
+    assert "81 images, 1 view(s) of each, float16" in done.output
+    assert "error of the similarity matrix" in done.output
+    done = call(*arguments, "--out", str(tmp_path / "runs"), "--json")
+    answer = json.loads(done.stdout)
+    assert [tensor["name"] for tensor in answer["tensors"]] == ["output", "stage3"]
+    done = call(*arguments, "--out", str(tmp_path / "runs"), "--set", "teacher.cache={store: float32}")
+    assert (done.exit_code, "store: float16 -> float32" in done.output) == (2, True)
