@@ -179,10 +179,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of four megabytes, where this process may mount one."""
+    """A file system of 1.2 MB, where this process may mount one."""
     place = tmp_path / "small"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", place], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "none", place], capture_output=True).returncode:
         pytest.skip("this process may not mount a file system")
     yield place
     subprocess.run(["umount", place], check=True)
