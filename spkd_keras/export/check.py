@@ -87,8 +87,8 @@ def judge(check: Check, quantize: str | None, largest_drop: float, what: str) ->
         if not check.largest_difference <= TOLERANCE:  # so that NaN fails
             raise ExportMismatch(
                 f"{what} is not the student: its logits differ by up to {check.largest_difference:.2e} on "
-                f"{check.images} images, where {TOLERANCE:g} is allowed; the predicted classes agree on {check.agreement:.2%}. "
-                "It was removed."
+                f"{check.images} images, where {TOLERANCE:g} is allowed; the predicted classes agree on "
+                f"{check.agreement:.2%}. It was removed."
             )
         return
     drop = 1 - check.agreement if check.accuracy_drop is None else check.accuracy_drop
@@ -96,7 +96,8 @@ def judge(check: Check, quantize: str | None, largest_drop: float, what: str) ->
         lost = "agreement" if check.accuracy_drop is None else "accuracy"
         raise ExportMismatch(
             f"{what} loses {100 * drop:.2f} points of {lost} on {check.images} images, where "
-            f"{100 * largest_drop:g} are allowed; its logits differ by up to {check.largest_difference:.2e}. It was removed."
+            f"{100 * largest_drop:g} are allowed; its logits differ by up to {check.largest_difference:.2e}. "
+            "It was removed."
         )
 
 

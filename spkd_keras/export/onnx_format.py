@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from spkd_keras.export.serving import Serving
 
@@ -31,11 +30,8 @@ def onnx_bytes(serving: Serving, calibration: np.ndarray | None) -> bytes:
     import tf2onnx
 
     metadata = serving.metadata
-    spec = tf.TensorSpec((None, *metadata.image_shape), metadata.input_dtype, name="image")
     with _quiet("tf2onnx"):
-        model, _ = tf2onnx.convert.from_function(
-            tf.function(serving.module.__call__.python_function), input_signature=[spec], opset=OPSET
-        )
+        model, _ = tf2onnx.convert.from_function(serving.classify, input_signature=[serving.pixel_spec], opset=OPSET)
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     if metadata.quantize == "float16":

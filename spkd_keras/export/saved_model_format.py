@@ -19,7 +19,7 @@ def write_saved_model(serving: Serving, folder: Path) -> None:
     `serving_bytes` takes `image_bytes`, a batch of JPEG or PNG files.
     """
     # Keras' own `model.export` (3.15) saves the variables under two names, which doubles the file.
-    tf.saved_model.save(serving.module, str(folder), signatures=serving.signatures)
+    tf.saved_model.save(serving.module, str(folder), signatures=serving.signatures())
     (folder / METADATA.parent).mkdir()
     (folder / METADATA).write_text(json.dumps(serving.metadata.as_dict(), indent=2) + "\n", encoding="utf-8")
 

@@ -20,44 +20,50 @@ class Serving:
 
     Attributes:
         module: what is saved: the functions, and each variable once, under its layer's name.
-        by_dtype: the function for uint8 and the one for float32 pixels; input `image`.
+        classify: the TensorFlow function from pixels to outputs.
     """
 
     def __init__(self, network: keras.Model, metadata: Metadata) -> None:
         self.metadata = metadata
-        height, width, channels = metadata.image_shape
 
         def classify(image: Any) -> dict[str, Any]:
             logits = network(tf.cast(image, tf.float32), training=False)
             return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
-        def classify_bytes(image_bytes: Any) -> dict[str, Any]:
-            def read(encoded: Any) -> Any:
-                return read_picture(encoded, metadata.image_shape, metadata.resize)
-
-            return classify(tf.map_fn(read, image_bytes, fn_output_signature=tf.uint8))
-
         # The network itself is not attached: Keras would have its variables written a second time.
         self.module = tf.Module()
         self.module.weights = {weight.path: weight.value for weight in network.weights}
-        self.module.__call__ = tf.function(classify)
-        self.by_dtype = {
-            dtype: self.module.__call__.get_concrete_function(
-                tf.TensorSpec((None, height, width, channels), dtype, name="image")
-            )
-            for dtype in INPUT_DTYPES
-        }
-        self.signatures = {f"serving_{dtype}": function for dtype, function in self.by_dtype.items()}
-        self.signatures["serving_default"] = self.function
-        if channels in DECODED_CHANNELS:
-            self.signatures["serving_bytes"] = tf.function(classify_bytes).get_concrete_function(
-                tf.TensorSpec((None,), tf.string, name="image_bytes")
-            )
+        self.module.__call__ = self.classify = tf.function(classify)
+
+    @property
+    def pixel_spec(self) -> tf.TensorSpec:
+        """The input of the dtype that the metadata say."""
+        return self._spec(self.metadata.input_dtype)
 
     @property
     def function(self) -> Any:
-        """The concrete function for pixels of the dtype that the metadata say."""
-        return self.by_dtype[self.metadata.input_dtype]
+        """The concrete function for it."""
+        return self.classify.get_concrete_function(self.pixel_spec)
+
+    def signatures(self) -> dict[str, Any]:
+        """Returns the concrete functions by the names that TensorFlow Serving's clients use."""
+        found = {f"serving_{dtype}": self.classify.get_concrete_function(self._spec(dtype)) for dtype in INPUT_DTYPES}
+        found["serving_default"] = self.function
+        if self.metadata.image_shape[2] in DECODED_CHANNELS:
+            found["serving_bytes"] = tf.function(self._classify_bytes).get_concrete_function(
+                tf.TensorSpec((None,), tf.string, name="image_bytes")
+            )
+        return found
+
+    def _spec(self, dtype: str) -> tf.TensorSpec:
+        return tf.TensorSpec((None, *self.metadata.image_shape), dtype, name="image")
+
+    def _classify_bytes(self, image_bytes: Any) -> dict[str, Any]:
+        def read(encoded: Any) -> Any:
+            return read_picture(encoded, self.metadata.image_shape, self.metadata.resize)
+
+        outputs: dict[str, Any] = self.classify(tf.map_fn(read, image_bytes, fn_output_signature=tf.uint8))
+        return outputs
 
 
 def read_picture(encoded: Any, image_shape: tuple[int, int, int], resize: str) -> Any:
