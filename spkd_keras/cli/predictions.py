@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spkd_keras.cli.app import app
-from spkd_keras.cli.console import FAILED, answers, clear_errors, keras_prints_to_stderr, notices, starting_tensorflow
+from spkd_keras.cli.console import FAILED, answers, clear_errors, notices, quiet_standard_error, starting_tensorflow
 from spkd_keras.experiment import Data, ExperimentError, load_experiment, override, validated
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ def predict(
     with clear_errors():
         if resize is not None and resize not in RESIZES:
             raise ExperimentError(f"--resize takes {' or '.join(RESIZES)}. Received: {resize}.")
-        with starting_tensorflow(), keras_prints_to_stderr():
+        with starting_tensorflow():
             from spkd_keras.export.pictures import find_pictures
             from spkd_keras.export.runners import load_runner
 
             files = find_pictures(images)
-            runner = load_runner(model)
-        rows, problems = _predicted(runner, files, top, resize)
+            with quiet_standard_error():  # what the runtimes print for their developers, from C++
+                rows, problems = _predicted(load_runner(model), files, top, resize)
         for problem in problems:
             notices.print(
                 f"spkd: {problem['file']} {problem['problem']}", markup=False, highlight=False, soft_wrap=True
@@ -150,7 +150,7 @@ def evaluate(
         if part not in PARTS:
             raise ExperimentError(f"--part takes {', '.join(PARTS)}. Received: {part}.")
         spec = _data(data, overrides or [])
-        with starting_tensorflow(), keras_prints_to_stderr():
+        with starting_tensorflow(), quiet_standard_error():
             answer = _evaluated(model, teacher, spec, part, out)
         if as_json:
             print(json.dumps(answer, indent=2))
@@ -177,7 +177,7 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
     from spkd_keras import plots
     from spkd_keras.export import evaluation
     from spkd_keras.export.run import in_batches
-    from spkd_keras.export.runners import load_runner
+    from spkd_keras.export.runners import by_side, fits, load_runner
     from spkd_keras.training.build import load_data
     from spkd_keras.training.folder import check_writable
 
@@ -186,6 +186,12 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
     images = getattr(load_data(spec), part)
     if images is None:
         raise ExperimentError(f"{spec.name} has no {part} images: nothing is held out.")
+    for path, runner in zip(paths.values(), runners.values(), strict=True):
+        if not fits(images.image_shape, runner.image_shape):
+            raise ExperimentError(
+                f"{path} takes images of {by_side(runner.image_shape)}. Received: {spec.name} with images of "
+                f"{by_side(images.image_shape)}."
+            )
     check_writable(out)
     parts: dict[str, list[dict[str, Any]]] = {role: [] for role in runners}
     for pixels in in_batches(images, AT_A_TIME):
@@ -203,7 +209,7 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
         predicted[role] = outputs["logits"].argmax(axis=-1)
         results = evaluation.evaluate(outputs, images.labels, images.class_names)
         figure = plots.confusion_matrix(
-            np.array(results["confusion"]), images.class_names, out / f"{path.resolve().name}-confusion"
+            np.array(results["confusion"]), images.class_names, out / f"{role}-{path.resolve().name}-confusion"
         )
         answer[role] = {"path": str(path), **results, "figures": list(map(str, figure))}
     if teacher is not None:

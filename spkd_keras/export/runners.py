@@ -14,7 +14,7 @@ import tensorflow as tf
 from spkd_keras.distiller import taps
 from spkd_keras.experiment import ExperimentError, Network
 from spkd_keras.export import litert_format, saved_model_format
-from spkd_keras.export.metadata import OUTPUTS, Metadata
+from spkd_keras.export.metadata import INPUT_DTYPES, OUTPUTS, Metadata
 from spkd_keras.training.build import construct
 
 SMALLEST_PROBABILITY = 1e-30  # of which a logarithm is taken
@@ -57,11 +57,13 @@ class Runner(abc.ABC):
         class_names: one for each class, as far as they are known.
         image_shape: (height, width, channels) that it takes; None for a side that may vary.
         input_dtype: of the pixels that it takes.
+        takes_both: whether it takes uint8 and float32 pixels as they are.
         threads: that it computes with.
     """
 
     metadata: Metadata | None = None
     class_names: tuple[str, ...] | None = None
+    takes_both = False
     image_shape: tuple[int | None, ...]
     input_dtype: str
 
@@ -113,6 +115,8 @@ class Runner(abc.ABC):
             raise ExperimentError(f"{self.path} needs at least one image. Received: an empty batch.")
         if pixels.dtype not in (np.uint8, np.float32):
             raise ExperimentError(f"{self.path} takes uint8 or float32 pixels from 0 to 255. Received: {pixels.dtype}.")
+        if self.takes_both:
+            return pixels
         if self.input_dtype == "uint8" and pixels.dtype == np.float32:
             whole = np.clip(np.round(pixels), 0, 255)
             if not np.array_equal(whole, pixels):
@@ -147,16 +151,19 @@ class KerasRunner(Runner):
 class SavedModelRunner(Runner):
     """A SavedModel, by its signatures for uint8 and for float32 pixels."""
 
+    takes_both = True
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._take(saved_model_format.read_metadata(path))
         self.loaded = tf.saved_model.load(str(path))
-        self.function = self.loaded.signatures["serving_default"]
+        self.signatures = {dtype: self.loaded.signatures[f"serving_{dtype}"] for dtype in INPUT_DTYPES}
         self.threads = tf.config.threading.get_intra_op_parallelism_threads() or self.threads
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Calls the signature."""
-        return {name: value.numpy() for name, value in self.function(image=tf.constant(pixels)).items()}
+        """Calls the signature for the pixels' dtype."""
+        outputs = self.signatures[pixels.dtype.name](image=tf.constant(pixels))
+        return {name: value.numpy() for name, value in outputs.items()}
 
 
 class LiteRTRunner(Runner):
