@@ -65,7 +65,7 @@ def smooth_images(count):
     return np.asarray(tf.image.resize(coarse, (32, 32))).astype("uint8")
 
 
-def assert_holds_the_student_alone(network, export, whole=None):
+def assert_holds_the_student_alone(network, export):
     """Nothing of a teacher fits beside the student into what is allowed."""
     float32_bytes = 4 * network.count_params()
     allowed = 1.1 * float32_bytes + 100_000
