@@ -195,7 +195,7 @@ def test_a_student_against_its_teacher_on_the_data_of_its_run(places, tmp_path, 
     said = words(call(*arguments, "--out", tmp_path).stdout)
     assert f"Student and teacher agree on {np.mean(teacher == student):.2%}." in said
     assert "expected calibration error" in said
-    assert "teacher: recall, %" in said
+    assert "model model teacher teacher class images recall, % precision, % recall, % precision, %" in said
 
 
 def test_the_data_of_an_experiments_file_with_a_change(places, tmp_path):

@@ -235,7 +235,7 @@ def _show_evaluation(answer: dict[str, Any]) -> None:
             f"{both['both_wrong']:,}."
         )
     table = Table(box=box.SIMPLE)
-    columns = ["class", "images", *(f"{role}: {word}, %" for role in roles for word in ("recall", "precision"))]
+    columns = ["class", "images", *(f"{role}\n{word}, %" for role in roles for word in ("recall", "precision"))]
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", overflow="fold")
     rows = list(zip(*(answer[role]["per_class"] for role in roles), strict=True))
