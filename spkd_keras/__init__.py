@@ -18,12 +18,22 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spkd_keras import data, losses, models, optimizers
+    from spkd_keras import data, export, losses, models, optimizers
     from spkd_keras.distiller import Distiller, Term, TermWeightSchedule, WeightSchedule
 
 __version__ = "0.1.0"
 _CLASSES = ("Distiller", "Term", "TermWeightSchedule", "WeightSchedule")
-__all__ = ["Distiller", "Term", "TermWeightSchedule", "WeightSchedule", "data", "losses", "models", "optimizers"]
+__all__ = [
+    "Distiller",
+    "Term",
+    "TermWeightSchedule",
+    "WeightSchedule",
+    "data",
+    "export",
+    "losses",
+    "models",
+    "optimizers",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -178,7 +178,8 @@ class Exporter:
         serving = Serving(self.network, metadata)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{PARTIAL}{path.name}")
-        _remove(partial)  # what a kill left
+        for left_by_a_kill in (partial, _replaced(path)):
+            _remove(left_by_a_kill)
         try:
             if format == "saved_model":
                 saved_model_format.write_saved_model(serving, partial)
@@ -257,6 +258,11 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _replaced(path: Path) -> Path:
+    """Returns the name of a folder that is being replaced."""
+    return path.with_name(f"{PARTIAL}old-{path.name}")
+
+
 def _give_name(partial: Path, path: Path) -> None:
     """Puts what is whole in its place, on the disk before it gets its name."""
     for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
@@ -264,11 +270,9 @@ def _give_name(partial: Path, path: Path) -> None:
         os.fsync(descriptor)
         os.close(descriptor)
     if path.is_dir():  # a folder with files in it is not replaced in one step: there is none for a moment
-        old = path.with_name(f"{PARTIAL}old-{path.name}")
-        _remove(old)
-        os.rename(path, old)
+        os.rename(path, _replaced(path))
         os.rename(partial, path)
-        _remove(old)
+        _remove(_replaced(path))
     else:
         os.replace(partial, path)
 
