@@ -13,8 +13,10 @@ import tensorflow as tf
 from architectures import pixels, randomize
 from keras import layers
 from networks import images, small_network
+from pictures import gradient
 
 from spkd_keras import models
+from spkd_keras.data.augmentation import central_crop
 from spkd_keras.export import FORMATS, ExportMismatch, check, export_student, inference_network, load_runner, student
 from spkd_keras.export.litert_format import interpreter, read_texts
 
@@ -233,6 +235,17 @@ def test_bytes_of_pictures(tmp_path, channels):
     np.testing.assert_allclose(outputs["logits"], logits_of(wide, halved), atol=1e-4)
     with pytest.raises(tf.errors.InvalidArgumentError):
         classify(image_bytes=tf.constant([b"no picture"]))
+
+
+def test_bytes_of_photos_are_cropped_as_they_are_evaluated(tmp_path):
+    network = randomize(models.wide_resnet(10, 0.25, image_shape=(8, 8, 3)))
+    path = export_student(network, tmp_path / "saved", "saved_model", resize="crop").path
+    photos = [tf.io.encode_jpeg(gradient(60 + size, 90 - size)).numpy() for size in range(0, 40, 10)]
+    expected = np.stack([central_crop(photo, 8) for photo in photos])
+    classify = tf.saved_model.load(str(path)).signatures["serving_bytes"]
+    np.testing.assert_allclose(
+        classify(image_bytes=tf.constant(photos))["logits"], logits_of(network, expected), atol=1e-4
+    )
 
 
 # --- folding ---------------------------------------------------------------------------------------------------------
