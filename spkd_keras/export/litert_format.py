@@ -34,7 +34,8 @@ def litert_bytes(serving: Serving, calibration: np.ndarray | None) -> bytes:
         converter.representative_dataset = lambda: ({"image": image[None]} for image in pixels)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     with _without_deprecation():  # the converter calibrates with tf.lite's interpreter
-        return _with_texts(bytes(converter.convert()), serving.metadata.as_texts())
+        content = bytes(converter.convert())
+    return _with_texts(content, serving.metadata.as_texts(), shorten=quantize == "int8")
 
 
 def _schema() -> Any:
@@ -46,8 +47,12 @@ def _schema() -> Any:
     return schema_py_generated
 
 
-def _with_texts(content: bytes, texts: dict[str, str]) -> bytes:
-    """Adds named texts to the metadata of a LiteRT file, in the way in which the converter adds its own."""
+def _with_texts(content: bytes, texts: dict[str, str], shorten: bool) -> bytes:
+    """Adds named texts to the metadata of a LiteRT file, in the way in which the converter adds its own.
+
+    With `shorten` the tensors are numbered: beside 8-bit weights, their long names are a good part of a file. The
+    signature finds its inputs and outputs by their places.
+    """
     import flatbuffers
 
     schema = _schema()
@@ -60,6 +65,8 @@ def _with_texts(content: bytes, texts: dict[str, str]) -> bytes:
         entry.name, entry.buffer = name.encode(), len(model.buffers)
         model.buffers.append(buffer)
         model.metadata.append(entry)
+    for index, tensor in enumerate(model.subgraphs[0].tensors if shorten else ()):
+        tensor.name = f"t{index}".encode()
     builder = flatbuffers.Builder(len(content))
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
