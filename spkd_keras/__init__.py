@@ -18,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spkd_keras import cache, data, losses, models, optimizers
+    from spkd_keras import cache, data, export, losses, models, optimizers
     from spkd_keras.distiller import Distiller, Term, TermWeightSchedule, WeightSchedule
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ __all__ = [
     "WeightSchedule",
     "cache",
     "data",
+    "export",
     "losses",
     "models",
     "optimizers",

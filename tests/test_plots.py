@@ -67,3 +67,34 @@ def test_labels_are_at_the_centres_of_their_classes(tmp_path, shown):
         # Rows 0 to 3, row 4, rows 5 and 6.
         np.testing.assert_array_equal(axis.get_majorticklocs(), [1.5, 4.0, 5.5])
         assert [label.get_text() for label in axis.get_majorticklabels()] == ["0", "1", "3"]
+
+
+def test_a_confusion_matrix_is_drawn_as_shares_of_the_class(tmp_path, shown, monkeypatch):
+    texts = []
+    text = matplotlib.axes.Axes.text
+
+    def keeping_text(self, x, y, said, **kwargs):
+        texts.append((x, y, said))
+        return text(self, x, y, said, **kwargs)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "text", keeping_text)
+    names = ("cat", "dog", "owl")
+    paths = plots.confusion_matrix(np.array([[2, 1, 0], [1, 1, 0], [1, 0, 0]]), names, tmp_path / "v1.5-confusion")
+    np.testing.assert_allclose(shown[0].get_array(), [[2 / 3, 1 / 3, 0], [1 / 2, 1 / 2, 0], [1, 0, 0]])
+    assert shown[0].get_clim() == (0, 1)
+    assert texts == [(0, 0, "2"), (1, 0, "1"), (0, 1, "1"), (1, 1, "1"), (0, 2, "1")]
+    axes = shown[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(names)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "class")
+    assert paths == [tmp_path / "v1.5-confusion.png", tmp_path / "v1.5-confusion.svg"]
+    assert matplotlib.image.imread(paths[0]).std() > 0.1
+    assert ElementTree.parse(paths[1]).getroot().tag.endswith("svg")
+
+
+def test_a_class_without_images_and_many_classes(tmp_path, shown):
+    matrix = np.eye(100, dtype=int)
+    matrix[3, 3] = 0
+    plots.confusion_matrix(matrix, [f"class {number}" for number in range(100)], tmp_path / "many")
+    assert np.isfinite(shown[0].get_array()).all()
+    labels = [label.get_text() for label in shown[0].axes.get_yticklabels()]
+    assert not any("class" in label for label in labels), "they could not be read"

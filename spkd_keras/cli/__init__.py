@@ -1,6 +1,15 @@
 """The command line `spkd`. Imports what is heavy inside the commands."""
 
-from spkd_keras.cli import cache, check, datasets, methods, networks, runs  # noqa: F401  (their commands are part of the app)
+from spkd_keras.cli import (  # noqa: F401  (their commands are part of the app)
+    cache,
+    check,
+    datasets,
+    exports,
+    methods,
+    networks,
+    predictions,
+    runs,
+)
 from spkd_keras.cli.app import app
 
 __all__ = ["app", "main"]

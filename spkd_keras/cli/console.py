@@ -32,7 +32,7 @@ def starting_tensorflow() -> Iterator[None]:
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with notices.status("Starting TensorFlow"):
-        with _quiet_standard_error():
+        with quiet_standard_error():
             import tensorflow  # noqa: F401
         yield
 
@@ -43,7 +43,7 @@ def keras_prints_to_stderr() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _quiet_standard_error() -> Iterator[None]:
+def quiet_standard_error() -> Iterator[None]:
     """Holds back what is written to file descriptor 2, by C++ code too, and shows it only if there is an error."""
     sys.stderr.flush()
     kept = os.dup(2)

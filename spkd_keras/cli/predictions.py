@@ -1,0 +1,252 @@
+"""The commands that classify pictures and evaluate networks, from a file of any format."""
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from spkd_keras.cli.app import app
+from spkd_keras.cli.console import FAILED, answers, clear_errors, notices, quiet_standard_error, starting_tensorflow
+from spkd_keras.experiment import Data, ExperimentError, load_experiment, override, validated
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from spkd_keras.export import Runner
+
+RESIZES = ("crop", "stretch")
+PARTS = ("test", "validation", "train")
+MOST_SHOWN_CLASSES = 50
+AT_A_TIME = 256  # pictures or images of which the pixels are in memory
+
+Model = Annotated[
+    Path,
+    typer.Argument(help="A .keras, .tflite or .onnx file, a SavedModel's or a run's folder.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+
+
+@app.command()
+def predict(
+    model: Model,
+    images: Annotated[
+        list[str], typer.Argument(help="Pictures, folders with pictures, or patterns such as 'photos/*.jpg'.")
+    ],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show for each picture.")] = 3,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            help="How a picture of another size is brought to the network's: crop takes the middle, stretch scales "
+            "both sides. Default: crop for a student of photos, else none is.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify pictures. What cannot be read is named, the rest is done, and the exit code is 1."""
+    with clear_errors():
+        if resize is not None and resize not in RESIZES:
+            raise ExperimentError(f"--resize takes {' or '.join(RESIZES)}. Received: {resize}.")
+        with starting_tensorflow():
+            from spkd_keras.export.pictures import find_pictures
+            from spkd_keras.export.runners import load_runner
+
+            files = find_pictures(images)
+            with quiet_standard_error():  # what the runtimes print for their developers, from C++
+                rows, problems = _predicted(load_runner(model), files, top, resize)
+        for problem in problems:
+            notices.print(
+                f"spkd: {problem['file']} {problem['problem']}", markup=False, highlight=False, soft_wrap=True
+            )
+        if as_json:
+            print(json.dumps({"model": str(model), "predictions": rows, "problems": problems}, indent=2))
+        else:
+            _show_predictions(rows)
+        if problems:
+            raise typer.Exit(FAILED)
+
+
+def _predicted(
+    runner: "Runner", files: list[Path], top: int, resize: str | None
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Returns the top classes of each picture, and what is wrong with those that cannot be taken."""
+    import numpy as np
+
+    from spkd_keras.export.pictures import UnreadablePicture, read_file
+    from spkd_keras.export.runners import by_side
+
+    shape = runner.image_shape
+    height, width, channels = (side or 0 for side in shape)
+    if not (height and width and channels):
+        raise ExperimentError(f"`spkd predict` needs a network for one size. Received: one for {by_side(shape)}.")
+    if resize is None and runner.metadata is not None and runner.metadata.resize == "crop":
+        resize = "crop"
+    if resize == "crop" and (height != width or channels != 3):
+        raise ExperimentError(f"--resize crop is for square colour images. Received: a network for {by_side(shape)}.")
+    rows: list[dict[str, Any]] = []
+    problems: list[dict[str, str]] = []
+    for start in range(0, len(files), AT_A_TIME):
+        pixels, readable = [], []
+        for file in files[start : start + AT_A_TIME]:
+            try:
+                pixels.append(read_file(file, (height, width, channels), resize))
+                readable.append(file)
+            except UnreadablePicture as error:
+                problems.append({"file": str(file), "problem": str(error)})
+        if readable:
+            probabilities = runner.predict(np.stack(pixels))["probabilities"]
+            rows += [
+                {"file": str(file), "top": _top(row, runner.class_names, top)}
+                for file, row in zip(readable, probabilities, strict=True)
+            ]
+    return rows, problems
+
+
+def _top(probabilities: "np.ndarray", names: tuple[str, ...] | None, count: int) -> list[dict[str, Any]]:
+    best = probabilities.argsort(kind="stable")[::-1][:count]
+    return [
+        {"class": names[index] if names else str(index), "probability": float(probabilities[index])} for index in best
+    ]
+
+
+def _show_predictions(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=box.SIMPLE)
+    table.add_column("picture", overflow="fold")
+    table.add_column("classes and probabilities, %", overflow="fold")
+    for row in rows:
+        classes = ", ".join(f"{found['class']} {100 * found['probability']:.1f}" for found in row["top"])
+        table.add_row(escape(row["file"]), escape(classes))
+    answers.print(table)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[
+        str, typer.Argument(help="A data set's name, an experiment's YAML file, or a run's folder.", show_default=False)
+    ],
+    teacher: Annotated[
+        Path | None, typer.Option(help="Another model, of any format, to compare with.", show_default=False)
+    ] = None,
+    part: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of the data: image_size=64. Repeatable."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the figures of the confusion matrices.")] = Path("evaluation"),
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a network on labelled images: accuracy, calibration, each class, confusion; alone or against a teacher.
+
+    Calibration is the expected calibration error (Guo et al., ICML 2017): over 15 bins of confidence, the mean
+    difference between confidence and accuracy.
+    """
+    with clear_errors():
+        if part not in PARTS:
+            raise ExperimentError(f"--part takes {', '.join(PARTS)}. Received: {part}.")
+        spec = _data(data, overrides or [])
+        with starting_tensorflow(), quiet_standard_error():
+            answer = _evaluated(model, teacher, spec, part, out)
+        if as_json:
+            print(json.dumps(answer, indent=2))
+            return
+        _show_evaluation(answer)
+
+
+def _data(text: str, overrides: list[str]) -> Data:
+    """Reads what DATA means: an experiment's file, the one in a run's folder, or a name."""
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml") or (path / "experiment.yaml").is_file():
+        file = path / "experiment.yaml" if path.is_dir() else path
+        plain = load_experiment(file).data.model_dump()
+    else:
+        plain = {"name": text, "batch_size": 2}
+    for assignment in overrides:
+        override(plain, assignment)
+    return validated(Data, plain, "data")
+
+
+def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Path) -> dict[str, Any]:
+    import numpy as np
+
+    from spkd_keras import plots
+    from spkd_keras.export import evaluation
+    from spkd_keras.export.run import in_batches
+    from spkd_keras.export.runners import by_side, fits, load_runner
+    from spkd_keras.training.build import load_data
+    from spkd_keras.training.folder import check_writable
+
+    paths = {"model": model} | ({} if teacher is None else {"teacher": teacher})
+    runners = {role: load_runner(path) for role, path in paths.items()}
+    images = getattr(load_data(spec), part)
+    if images is None:
+        raise ExperimentError(f"{spec.name} has no {part} images: nothing is held out.")
+    for path, runner in zip(paths.values(), runners.values(), strict=True):
+        if not fits(images.image_shape, runner.image_shape):
+            raise ExperimentError(
+                f"{path} takes images of {by_side(runner.image_shape)}. Received: {spec.name} with images of "
+                f"{by_side(images.image_shape)}."
+            )
+    check_writable(out)
+    parts: dict[str, list[dict[str, Any]]] = {role: [] for role in runners}
+    for pixels in in_batches(images, AT_A_TIME):
+        for role, runner in runners.items():
+            parts[role].append(runner.predict(pixels))
+    answer: dict[str, Any] = {"data": spec.name, "part": part}
+    predicted = {}
+    for role, path in paths.items():
+        outputs = {name: np.concatenate([piece[name] for piece in parts[role]]) for name in parts[role][0]}
+        classes = outputs["logits"].shape[-1]
+        if classes != len(images.class_names):
+            raise ExperimentError(
+                f"{path} has {classes} classes. Received: {spec.name} with {len(images.class_names)} classes."
+            )
+        predicted[role] = outputs["logits"].argmax(axis=-1)
+        results = evaluation.evaluate(outputs, images.labels, images.class_names)
+        figure = plots.confusion_matrix(
+            np.array(results["confusion"]), images.class_names, out / f"{role}-{path.resolve().name}-confusion"
+        )
+        answer[role] = {"path": str(path), **results, "figures": list(map(str, figure))}
+    if teacher is not None:
+        answer["against_teacher"] = evaluation.against(predicted["teacher"], predicted["model"], images.labels)
+    return answer
+
+
+def _show_evaluation(answer: dict[str, Any]) -> None:
+    say = functools.partial(answers.print, markup=False, highlight=False, soft_wrap=True)
+    roles = [role for role in ("model", "teacher") if role in answer]
+    for role in roles:
+        result = answer[role]
+        say(
+            f"{result['path']}: accuracy {result['accuracy']:.2%} on {result['images']:,} {answer['part']} images of "
+            f"{answer['data']}; expected calibration error {100 * result['expected_calibration_error']:.2f}%, "
+            f"mean confidence {result['mean_confidence']:.2%}"
+        )
+    if "against_teacher" in answer:
+        both = answer["against_teacher"]
+        say(
+            f"Student and teacher agree on {both['agreement']:.2%}. Right: both {both['both_right']:,}, only the "
+            f"teacher {both['only_teacher_right']:,}, only the student {both['only_student_right']:,}, neither "
+            f"{both['both_wrong']:,}."
+        )
+    table = Table(box=box.SIMPLE)
+    columns = ["class", "images", *(f"{role}\n{word}, %" for role in roles for word in ("recall", "precision"))]
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    rows = list(zip(*(answer[role]["per_class"] for role in roles), strict=True))
+    for row in rows[:MOST_SHOWN_CLASSES]:
+        cells = [_percent(result[word]) for result in row for word in ("recall", "precision")]
+        table.add_row(escape(row[0]["class"]), f"{row[0]['images']:,}", *cells)
+    answers.print(table)
+    if len(rows) > MOST_SHOWN_CLASSES:
+        say(f"The first {MOST_SHOWN_CLASSES} of {len(rows)} classes; --json has all.")
+    say(f"Drawn: {', '.join(figure for role in roles for figure in answer[role]['figures'])}")
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.2f}"

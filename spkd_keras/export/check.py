@@ -1,0 +1,112 @@
+"""Showing that an export is the student: both run on the same images."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from spkd_keras.export.runners import Runner
+from spkd_keras.models import in_precision
+
+TOLERANCE = 1e-4  # of a float32 export's logits
+BATCH = 32
+
+
+class ExportMismatch(RuntimeError):  # noqa: N818  (a mismatch is what it is)
+    """An export that does not compute what the student does. Its file is removed."""
+
+
+class Check(NamedTuple):
+    """How an export compares with the student.
+
+    Attributes:
+        images: how many were compared.
+        of: what they were, in words.
+        largest_difference: of the logits, from the student in float32.
+        agreement: fraction of the images for which both predict the same class.
+        student_accuracy: of the student as it was trained; None without labels.
+        export_accuracy: of the export; None without labels.
+    """
+
+    images: int
+    of: str
+    largest_difference: float
+    agreement: float
+    student_accuracy: float | None
+    export_accuracy: float | None
+
+    @property
+    def accuracy_drop(self) -> float | None:
+        """The student's accuracy less the export's."""
+        if self.student_accuracy is None or self.export_accuracy is None:
+            return None
+        return self.student_accuracy - self.export_accuracy
+
+
+class Reference:
+    """What the student says of some images.
+
+    Args:
+        student: in any precision; the logits are those of its float32 clone, which is what is exported.
+        pixels: shape (n, height, width, channels), uint8.
+        labels: shape (n,), or None.
+        of: what the images are, in words.
+    """
+
+    def __init__(self, student: keras.Model, pixels: np.ndarray, labels: np.ndarray | None, of: str) -> None:
+        self.pixels, self.labels, self.of = pixels, labels, of
+        own = _predict(student, pixels)
+        is_float32 = all(layer.compute_dtype == "float32" for layer in student._flatten_layers(include_self=False))
+        self.logits = own if is_float32 else _predict(in_precision(student, "float32"), pixels)
+        self.accuracy = _accuracy(own, labels)
+
+    def compare(self, runner: Runner) -> Check:
+        """Runs an export: the first image alone, then all in batches of 32 with what is left over."""
+        alone = runner.predict(self.pixels[:1])["logits"]
+        logits = runner.predict(self.pixels, BATCH)["logits"]
+        differences = [np.abs(logits - self.logits), np.abs(alone - self.logits[:1])]
+        largest = float(max(difference.max() for difference in differences))  # NaN stays NaN
+        return Check(
+            images=len(self.pixels),
+            of=self.of,
+            largest_difference=largest,
+            agreement=float(np.mean(np.argmax(logits, axis=-1) == np.argmax(self.logits, axis=-1))),
+            student_accuracy=self.accuracy,
+            export_accuracy=_accuracy(logits, self.labels),
+        )
+
+
+def judge(check: Check, quantize: str | None, largest_drop: float, what: str) -> None:
+    """Lets an export pass or not.
+
+    Raises:
+        ExportMismatch: if a float32 export's logits differ by more than `TOLERANCE`, or one in less precision loses
+            more than `largest_drop` of the accuracy; without labels, of the agreement.
+    """
+    if quantize is None:
+        if not check.largest_difference <= TOLERANCE:  # so that NaN fails
+            raise ExportMismatch(
+                f"{what} is not the student: its logits differ by up to {check.largest_difference:.2e} on "
+                f"{check.images} images, where {TOLERANCE:g} is allowed; the predicted classes agree on "
+                f"{check.agreement:.2%}. It was removed."
+            )
+        return
+    drop = 1 - check.agreement if check.accuracy_drop is None else check.accuracy_drop
+    if not (drop <= largest_drop and np.isfinite(check.largest_difference)):
+        lost = "agreement" if check.accuracy_drop is None else "accuracy"
+        raise ExportMismatch(
+            f"{what} loses {100 * drop:.2f} points of {lost} on {check.images} images, where "
+            f"{100 * largest_drop:g} are allowed; its logits differ by up to {check.largest_difference:.2e}. "
+            "It was removed."
+        )
+
+
+def _predict(network: keras.Model, pixels: np.ndarray) -> np.ndarray:
+    parts: list[Any] = [
+        network.predict_on_batch(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)
+    ]
+    return np.concatenate(parts).astype("float32")
+
+
+def _accuracy(logits: np.ndarray, labels: np.ndarray | None) -> float | None:
+    return None if labels is None else float(np.mean(np.argmax(logits, axis=-1) == labels))

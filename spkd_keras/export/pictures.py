@@ -1,0 +1,82 @@
+"""Picture files to classify: which are meant, and reading them one by one."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from spkd_keras.data.augmentation import decode
+from spkd_keras.data.folder import SUFFIXES
+from spkd_keras.experiment import ExperimentError
+from spkd_keras.export.serving import DECODED_CHANNELS, read_picture
+
+KINDS = {1: "grey", 2: "grey with transparency", 3: "colour", 4: "colour with transparency"}
+
+
+class UnreadablePicture(ValueError):  # noqa: N818  (it says what is the matter with a file)
+    """A file that is no picture, or not one for the network."""
+
+
+def find_pictures(patterns: Sequence[str | Path]) -> list[Path]:
+    """Lists files: those that are named, those that fit a pattern with `*`, and the pictures in and under a folder.
+
+    Raises:
+        ExperimentError: if a name, a pattern or a folder gives none.
+    """
+    found: dict[Path, None] = {}
+    for pattern in map(str, patterns):
+        path = Path(pattern)
+        if path.is_dir():
+            files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
+        elif path.exists():
+            files = [path]
+        else:
+            files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+        if not files:
+            kinds = ", ".join(SUFFIXES)
+            raise ExperimentError(
+                f"There are no pictures in the folder {pattern} ({kinds})."
+                if path.is_dir()
+                else f"There is no such file: {pattern}."
+            )
+        found |= dict.fromkeys(files)
+    if not found:
+        raise ExperimentError("Give at least one picture, a folder or a pattern.")
+    return list(found)
+
+
+def read_file(path: Path, image_shape: tuple[int, int, int], resize: str | None) -> np.ndarray:
+    """Reads one picture.
+
+    A grey or partly transparent picture is taken by a network for colour, as training takes it.
+
+    Args:
+        path: of a JPEG, PNG, GIF or BMP.
+        image_shape: (height, width, channels) that the network takes.
+        resize: "crop" or "stretch", as in `Metadata`; None takes pictures of the very size alone.
+
+    Returns:
+        Shape `image_shape`, uint8.
+
+    Raises:
+        UnreadablePicture: if it cannot be read, or has another size, or colours for a network that takes grey.
+    """
+    height, width, channels = image_shape
+    try:
+        encoded = path.read_bytes()
+        shape = tuple(decode(encoded, channels=0).shape)
+    except OSError as error:
+        raise UnreadablePicture(f"cannot be read: {error.strerror}") from error
+    except tf.errors.OpError as error:
+        raise UnreadablePicture("is not a JPEG, PNG, GIF or BMP that can be read") from error
+    if channels not in DECODED_CHANNELS:
+        raise ExperimentError(f"Pictures have 1 or 3 channels. Received: a network for {channels}.")
+    if shape[2] > channels and channels == 1:
+        raise UnreadablePicture(f"is {KINDS[shape[2]]}, {shape[2]} channels; the network takes grey, 1 channel")
+    if resize is None and shape[:2] != (height, width):
+        raise UnreadablePicture(
+            f"has {shape[0]}x{shape[1]} pixels; the network takes {height}x{width}: give --resize crop or stretch"
+        )
+    return np.asarray(read_picture(encoded, image_shape, resize or "stretch"))

@@ -1,0 +1,157 @@
+"""What a run's folder tells of its student: networks, data, method and the accuracy over the seeds."""
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from spkd_keras import data
+from spkd_keras.distiller import taps
+from spkd_keras.experiment import BASELINE, TEACHER, Experiment, ExperimentError, Network, TermSpec, load_experiment
+from spkd_keras.losses import LOSSES
+from spkd_keras.training.build import construct, load_data
+
+PICTURES = 256  # of a data set that are read at a time
+
+
+class FinishedRun:
+    """A run that `spkd run` has finished.
+
+    Args:
+        folder: `runs/<experiment>/<method>-seed<k>`.
+
+    Raises:
+        ExperimentError: if it is no such folder, or the run is not finished.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "experiment.yaml").is_file():
+            raise ExperimentError(
+                f"{self.folder} is not a run's folder (it has no experiment.yaml). "
+                "Give the one that `spkd run` wrote, runs/<name>/<method>-seed<k>."
+            )
+        self.experiment: Experiment = load_experiment(self.folder / "experiment.yaml")
+        (self.method,) = list(self.experiment.methods)[:1]
+        self.seed = self.experiment.seeds[0]
+        if self.folder.resolve().name != f"{self.method}-seed{self.seed}":
+            raise ExperimentError(f"{self.folder} is not a run's folder. Give runs/<name>/<method>-seed<k>.")
+        summary = _read(self.folder / "summary.json")
+        if summary is None or not (self.folder / "student.keras").is_file():
+            raise ExperimentError(f"The run in {self.folder} is not finished. `spkd run` continues it.")
+        self.summary = summary
+        self.environment = _read(self.folder / "environment.json") or {}
+
+    def student(self) -> keras.Model:
+        """Loads the student."""
+        return construct(Network(path=str(self.folder / "student.keras")), "student")
+
+    def splits(self) -> data.Splits:
+        """Loads the data that it was trained on."""
+        return load_data(self.experiment.data)
+
+    def story(self, student: keras.Model) -> dict[str, Any]:
+        """Returns, as plain data, what the student was distilled from and how, and what it came to."""
+        experiment, method = self.experiment, self.experiment.methods[self.method]
+        teacher = None if experiment.teacher is None else experiment.teacher.model_dump(exclude_defaults=True)
+        network = self._teacher() if method.terms else None
+        return {
+            "experiment": experiment.name,
+            "method": self.method,
+            "seed": self.seed,
+            "teacher": teacher if method.terms else None,
+            "teacher_fingerprint": self.summary.get("teacher_fingerprint") if method.terms else None,
+            "student": experiment.student.model_dump(exclude_defaults=True),
+            "student_loss_weight": method.student_loss_weight,
+            "terms": [_term(term, network, student) for term in method.terms],
+            "schedule": experiment.schedule.model_dump(),
+            "data": {**experiment.data.model_dump(exclude_none=True), "origin": self.summary.get("data")},
+            "accuracy": self._accuracies(),
+            "parameters": self.summary["parameters"],
+            "multiply_adds": self.summary["multiply_adds"],
+            "trained_with": self.environment.get("versions", self.summary.get("versions")),
+        }
+
+    def _teacher(self) -> keras.Model | None:
+        """Loads the teacher, to tell where the terms looked; None if its file is gone."""
+        spec = self.experiment.teacher
+        file = self.folder.parent / f"{TEACHER}-seed0" / "student.keras"
+        if spec is not None and spec.path is not None:
+            file = Path(spec.path)
+        return construct(Network(path=str(file)), TEACHER) if file.is_file() else None
+
+    def _accuracies(self) -> dict[str, Any]:
+        """Accuracy on the test images of this run, and of the method, the baseline and the teacher over their seeds."""
+        methods = {self.method: self.method, "student alone": BASELINE, "teacher": TEACHER}
+        return {
+            "this_run": 1 - self.summary["test_error"],
+            "over_seeds": {
+                title: over for title, method in methods.items() if (over := self._over_seeds(method)) is not None
+            },
+        }
+
+    def _over_seeds(self, method: str) -> dict[str, Any] | None:
+        accuracies = {}
+        for file in self.folder.resolve().parent.glob(f"{method}-seed*/summary.json"):
+            summary = _read(file) or {}
+            if summary.get("method") == method:
+                accuracies[int(summary["seed"])] = 1 - summary["test_error"]
+        if not accuracies:
+            return None
+        values = list(accuracies.values())
+        return {
+            "seeds": sorted(accuracies),
+            "median": statistics.median(values),
+            "lowest": min(values),
+            "highest": max(values),
+        }
+
+
+def _term(term: TermSpec, teacher: keras.Model | None, student: keras.Model) -> dict[str, Any]:
+    """A term with the layers that it compared; a default is named as far as the network is there."""
+
+    def layers(network: keras.Model | None, names: Any, role: str) -> list[str] | str:
+        default = getattr(LOSSES[term.loss], "default_tap", "logits")
+        if network is None:
+            return names or f"{default} (default)"
+        places = taps.resolve(network, tuple(names) if isinstance(names, list) else names, default, role)
+        return [str(place) for place in places]
+
+    return {
+        **term.model_dump(exclude_defaults=True),
+        "weight": term.weight,
+        "teacher": layers(teacher, term.teacher, TEACHER),
+        "student": layers(student, term.student, "student"),
+    }
+
+
+def in_batches(images: data.AnyImages, count: int) -> Iterator[np.ndarray]:
+    """Yields the pixels of images, `count` at a time, as they are evaluated."""
+    for pixels, _ in data.evaluation_batches(images, count):
+        yield np.asarray(pixels)
+
+
+def some(images: data.AnyImages, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pixels and labels of images that lie evenly over a data set."""
+    count = min(count, len(images))
+    chosen = images.take(np.linspace(0, len(images) - 1, count).round().astype(int))
+    return np.concatenate(list(in_batches(chosen, PICTURES))), chosen.labels
+
+
+def resize_of(images: data.AnyImages) -> str:
+    """Returns how a data set brings its pictures to the size of the input, as in `Metadata`."""
+    return "crop" if isinstance(images, data.Photos) else "stretch"
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExperimentError(f"{file} is damaged ({error}). Delete it, and `spkd run` does that run again.") from error
+    return content

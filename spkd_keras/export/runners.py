@@ -1,0 +1,231 @@
+"""Running a network from its file, whatever the format: pixels in, logits and probabilities out."""
+
+import abc
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from spkd_keras.distiller import taps
+from spkd_keras.experiment import ExperimentError, Network
+from spkd_keras.export import litert_format, saved_model_format
+from spkd_keras.export.metadata import INPUT_DTYPES, OUTPUTS, Metadata
+from spkd_keras.training.build import construct
+
+SMALLEST_PROBABILITY = 1e-30  # of which a logarithm is taken
+
+
+@contextmanager
+def needing_export_packages() -> Iterator[None]:
+    """Says how to install what only an export needs, where it is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise ExperimentError(
+            f"{error.name} is not installed. Install what exports need: pip install 'spkd-keras[export]'."
+        ) from error
+
+
+def fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    """Whether a shape is the one that is wanted, where None is any number."""
+    return len(shape) == len(wanted) and all(want in (None, side) for side, want in zip(shape, wanted, strict=True))
+
+
+def by_side(shape: Sequence[int | None]) -> str:
+    """Returns a shape as text, 32x32x3."""
+    return "x".join("any" if side is None else str(side) for side in shape)
+
+
+def _class_names_beside(file: Path) -> tuple[str, ...] | None:
+    """Returns the class names that a run wrote beside its student."""
+    summary = file.with_name("summary.json")
+    names = json.loads(summary.read_text(encoding="utf-8")).get("class_names") if summary.is_file() else None
+    return names and tuple(names)
+
+
+class Runner(abc.ABC):
+    """A network that is loaded from a file.
+
+    Attributes:
+        path: of the file or folder.
+        metadata: of the file; None for a `.keras` file.
+        class_names: one for each class, as far as they are known.
+        image_shape: (height, width, channels) that it takes; None for a side that may vary.
+        input_dtype: of the pixels that it takes.
+        takes_both: whether it takes uint8 and float32 pixels as they are.
+        threads: that it computes with.
+    """
+
+    metadata: Metadata | None = None
+    class_names: tuple[str, ...] | None = None
+    takes_both = False
+    image_shape: tuple[int | None, ...]
+    input_dtype: str
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.threads = len(os.sched_getaffinity(0))
+
+    def _take(self, metadata: Metadata | None) -> None:
+        """Takes what an export says of itself.
+
+        Raises:
+            ValueError: if it says nothing, and so is another program's.
+        """
+        if metadata is None:
+            raise ValueError("it has no metadata of an export by `spkd export`")
+        self.metadata, self.class_names, self.image_shape = metadata, metadata.class_names, metadata.image_shape
+        self.input_dtype = metadata.input_dtype
+
+    @abc.abstractmethod
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs checked pixels of `input_dtype`."""
+
+    def predict(self, pixels: np.ndarray, batch_size: int = 32) -> dict[str, np.ndarray]:
+        """Classifies images.
+
+        Args:
+            pixels: shape (n, *image_shape), values 0..255, uint8 or float32, at least one image.
+            batch_size: how many at a time.
+
+        Returns:
+            `logits` and `probabilities`, shape (n, classes), float32.
+
+        Raises:
+            ExperimentError: if the pixels are not such.
+        """
+        pixels = self.checked(pixels)
+        parts = [self.run(pixels[start : start + batch_size]) for start in range(0, len(pixels), batch_size)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in OUTPUTS}
+
+    def checked(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns the pixels in the dtype that the network takes, or says what is wrong with them."""
+        pixels = np.asarray(pixels)
+        if pixels.ndim != 4 or not fits(pixels.shape[1:], self.image_shape):
+            raise ExperimentError(
+                f"{self.path} takes images of {by_side(self.image_shape)}, as an array of shape (n, height, width, "
+                f"channels). Received: an array of shape {pixels.shape}."
+            )
+        if not len(pixels):
+            raise ExperimentError(f"{self.path} needs at least one image. Received: an empty batch.")
+        if pixels.dtype not in (np.uint8, np.float32):
+            raise ExperimentError(f"{self.path} takes uint8 or float32 pixels from 0 to 255. Received: {pixels.dtype}.")
+        if self.takes_both:
+            return pixels
+        if self.input_dtype == "uint8" and pixels.dtype == np.float32:
+            whole = np.clip(np.round(pixels), 0, 255)
+            if not np.array_equal(whole, pixels):
+                raise ExperimentError(
+                    f"{self.path} takes uint8 pixels, whole numbers from 0 to 255. Received: others, from "
+                    f"{pixels.min():g} to {pixels.max():g}. Export it for float32 pixels instead."
+                )
+        return pixels.astype(self.input_dtype)
+
+
+class KerasRunner(Runner):
+    """A `.keras` file, or the folder of a run with its `student.keras`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        file = path / "student.keras" if path.is_dir() else path
+        self.network = construct(Network(path=str(file)), str(path))
+        self.gives_probabilities = taps.gives_probabilities(self.network, taps.LOGITS)
+        self.image_shape = tuple(self.network.inputs[0].shape[1:])
+        self.input_dtype = "float32"
+        self.threads = tf.config.threading.get_intra_op_parallelism_threads() or self.threads
+        self.class_names = _class_names_beside(file)
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs the network as `model.predict` does, without what that prints."""
+        output = np.asarray(self.network.predict_on_batch(pixels), "float32")
+        if self.gives_probabilities:
+            return {"logits": np.log(np.maximum(output, SMALLEST_PROBABILITY)), "probabilities": output}
+        return {"logits": output, "probabilities": np.asarray(keras.ops.softmax(output))}
+
+
+class SavedModelRunner(Runner):
+    """A SavedModel, by its signatures for uint8 and for float32 pixels."""
+
+    takes_both = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._take(saved_model_format.read_metadata(path))
+        self.loaded = tf.saved_model.load(str(path))
+        self.signatures = {dtype: self.loaded.signatures[f"serving_{dtype}"] for dtype in INPUT_DTYPES}
+        self.threads = tf.config.threading.get_intra_op_parallelism_threads() or self.threads
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Calls the signature for the pixels' dtype."""
+        outputs = self.signatures[pixels.dtype.name](image=tf.constant(pixels))
+        return {name: value.numpy() for name, value in outputs.items()}
+
+
+class LiteRTRunner(Runner):
+    """A LiteRT file, by its signature."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        content = path.read_bytes()
+        self._take(Metadata.from_texts(litert_format.read_texts(content)))
+        self.signature = litert_format.interpreter(content, self.threads).get_signature_runner()
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Calls the signature."""
+        return dict(self.signature(image=pixels))
+
+
+class OnnxRunner(Runner):
+    """An ONNX file, in onnxruntime on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with needing_export_packages():
+            import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._take(Metadata.from_texts(self.session.get_modelmeta().custom_metadata_map))
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs the session."""
+        return dict(zip(OUTPUTS, self.session.run(list(OUTPUTS), {"image": pixels}), strict=True))
+
+
+SUFFIXES: dict[str, Callable[[Path], Runner]] = {
+    ".keras": KerasRunner,
+    ".tflite": LiteRTRunner,
+    ".onnx": OnnxRunner,
+}
+
+
+def load_runner(path: str | Path) -> Runner:
+    """Loads a `.keras`, `.tflite` or `.onnx` file, a SavedModel's folder, or a run's folder.
+
+    Raises:
+        ExperimentError: if it is none of them, or damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ExperimentError(f"The model does not exist: {path}.")
+    kind = SUFFIXES.get(path.suffix)
+    if path.is_dir():
+        is_saved_model, is_run = (path / "saved_model.pb").is_file(), (path / "student.keras").is_file()
+        kind = SavedModelRunner if is_saved_model else KerasRunner if is_run else None
+    if kind is None:
+        raise ExperimentError(
+            f"A model is a {', '.join(SUFFIXES)} file, a SavedModel's folder or a run's folder. Received: {path}."
+        )
+    try:
+        return kind(path)
+    except ExperimentError:
+        raise
+    except Exception as error:  # whatever the loaders make of a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise ExperimentError(f"{path} cannot be loaded: {reason or type(error).__name__}") from error

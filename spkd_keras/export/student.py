@@ -1,0 +1,284 @@
+"""Exporting a student: converted, compared, and only then given its name."""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from spkd_keras import models
+from spkd_keras.distiller import taps
+from spkd_keras.export import saved_model_format
+from spkd_keras.export.check import Check, Reference, judge
+from spkd_keras.export.folding import inference_network
+from spkd_keras.export.litert_format import litert_bytes
+from spkd_keras.export.metadata import FORMATS, INPUT_DTYPES, RESIZES, Metadata
+from spkd_keras.export.onnx_format import onnx_bytes
+from spkd_keras.export.runners import load_runner, needing_export_packages
+from spkd_keras.export.serving import Serving
+from spkd_keras.training.folder import PARTIAL, write_json
+
+QUANTIZATIONS = ("float16", "int8")
+QUANTIZABLE = ("litert", "onnx")
+SUFFIXES = {"saved_model": "", "litert": ".tflite", "onnx": ".onnx"}
+NOISE_IMAGES = 64
+LARGEST_DROP = 0.02
+UNSPECIFIED = "unspecified"
+
+
+class Export(NamedTuple):
+    """A file, or a SavedModel's folder, that was written and compared.
+
+    Attributes:
+        path: of it.
+        format: one of `FORMATS`.
+        metadata: that are in it.
+        check: how it compares with the student.
+        sizes: `bytes`; of a SavedModel also `variables_bytes` and `graph_bytes`.
+        sha256: of a file, or of a SavedModel's files in the order of their names.
+    """
+
+    path: Path
+    format: str
+    metadata: Metadata
+    check: Check
+    sizes: dict[str, int]
+    sha256: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns it as plain data."""
+        return {
+            "file": self.path.name,
+            "format": self.format,
+            "quantize": self.metadata.quantize,
+            **self.sizes,
+            "sha256": self.sha256,
+            "check": {**self.check._asdict(), "accuracy_drop": self.check.accuracy_drop},
+        }
+
+
+def export_student(
+    model: keras.Model,
+    path: str | Path,
+    format: str,  # noqa: A002  (the word of the command line, and of Keras' own `model.export`)
+    *,
+    images: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+    quantize: str | None = None,
+    calibration: np.ndarray | None = None,
+    input_dtype: str = "uint8",
+    resize: str = "stretch",
+    licence: str = UNSPECIFIED,
+    largest_drop: float = LARGEST_DROP,
+) -> Export:
+    """Exports a network for inference, and compares it with the network before the file gets its name.
+
+    The export takes raw pixels `image` in batches of any size, and gives `logits` and `probabilities`. It is float32
+    with BatchNormalization folded, and holds nothing but the network. Its metadata are in it, and beside it in
+    `<path>.json`. A SavedModel has signatures for uint8 and float32 pixels and one for bytes of pictures.
+
+    Args:
+        model: functional or Sequential, of one fixed image size, that gives logits; in any precision. A `Distiller`'s
+            `student`, for example.
+        path: of the file, ending in `.tflite` or `.onnx`, or of a SavedModel's folder. What is there is replaced.
+        format: "saved_model", "litert" or "onnx".
+        images: to compare on, real test images, shape (n, height, width, channels), uint8. None is noise.
+        labels: of the images, shape (n,); None reports no accuracy.
+        class_names: one for each class; None is their numbers.
+        quantize: None for float32; "float16" for weights of half the size; "int8" for integer arithmetic. The last two
+            are for LiteRT and ONNX.
+        calibration: real training images, uint8, from which int8 takes the ranges of activations.
+        input_dtype: of the input `image`, "uint8" or "float32"; of a SavedModel, of its default signature.
+        resize: how a picture of another size is brought to the input's, "stretch" or "crop", as in `Metadata`.
+        licence: of the weights, for the metadata.
+        largest_drop: accuracy that float16 or int8 may lose, default 0.02; without labels, agreement.
+
+    Returns:
+        Where it is, how large, and how it compares.
+
+    Raises:
+        ValueError: if an argument is not valid, or the network cannot be exported.
+        ExportMismatch: if the export's logits differ by more than 1e-4, or float16 or int8 loses too much accuracy;
+            then nothing is left of it, and what was at the path before is untouched.
+    """
+    exporter = Exporter(model, class_names, input_dtype=input_dtype, resize=resize, licence=licence)
+    reference = exporter.reference(images, labels)
+    return exporter.write(Path(path), format, reference, quantize, calibration, largest_drop)
+
+
+class Exporter:
+    """Exports one network to several files.
+
+    Args:
+        model: as for `export_student`, as are the others.
+        class_names: the same.
+        input_dtype: the same.
+        resize: the same.
+        licence: the same.
+
+    Raises:
+        ValueError: as `export_student`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        class_names: Sequence[str] | None = None,
+        *,
+        input_dtype: str = "uint8",
+        resize: str = "stretch",
+        licence: str = UNSPECIFIED,
+    ) -> None:
+        _check_choice("input_dtype", input_dtype, INPUT_DTYPES)
+        _check_choice("resize", resize, RESIZES)
+        self.model = model
+        self.network = inference_network(model)
+        shape, classes = _shape_and_classes(model)
+        if resize == "crop" and (shape[0] != shape[1] or shape[2] != 3):
+            raise ValueError(f"`resize` crop is for square colour images. Received: a network for {shape}.")
+        names = tuple(map(str, range(classes) if class_names is None else class_names))
+        if len(names) != classes:
+            raise ValueError(f"`class_names` must have {classes} names, one for each logit. Received: {len(names)}.")
+        digest = models.fingerprint(model)
+        self.metadata = Metadata(shape, names, input_dtype, resize, None, digest, model.name, licence)
+
+    def reference(self, images: np.ndarray | None, labels: np.ndarray | None, of: str = "given images") -> Reference:
+        """Returns what the network says of images to compare on.
+
+        Raises:
+            ValueError: if they are not images for this network, or not as many labels.
+        """
+        if images is None:
+            noise = np.random.default_rng(0)
+            shape = (NOISE_IMAGES, *self.metadata.image_shape)
+            return Reference(self.model, noise.integers(0, 256, shape, dtype=np.uint8), None, "noise")
+        self._check_pixels("images", images)
+        if labels is not None and np.shape(labels) != (len(images),):
+            raise ValueError(f"`labels` must have the shape ({len(images)},). Received: {np.shape(labels)}.")
+        return Reference(self.model, images, labels, of)
+
+    def write(
+        self,
+        path: Path,
+        format: str,  # noqa: A002
+        reference: Reference,
+        quantize: str | None = None,
+        calibration: np.ndarray | None = None,
+        largest_drop: float = LARGEST_DROP,
+    ) -> Export:
+        """Writes one export; arguments, result and errors as of `export_student`."""
+        self._check_arguments(path, format, quantize, calibration)
+        metadata = dataclasses.replace(self.metadata, quantize=quantize)
+        serving = Serving(self.network, metadata)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{PARTIAL}{path.name}")
+        for left_by_a_kill in (partial, _replaced(path)):
+            _remove(left_by_a_kill)
+        try:
+            if format == "saved_model":
+                saved_model_format.write_saved_model(serving, partial)
+            else:
+                with needing_export_packages():
+                    convert = litert_bytes if format == "litert" else onnx_bytes
+                    partial.write_bytes(convert(serving, calibration))
+            check = reference.compare(load_runner(partial))
+            judge(check, quantize, largest_drop, str(path))
+            sizes = _sizes(partial)
+            export = Export(path, format, metadata, check, sizes, _digest(partial))
+            # Beside it first: a kill in between leaves a text without a model, and no model without its text.
+            write_json(path.with_name(f"{path.name}.json"), {**metadata.as_dict(), **export.as_dict()})
+            _give_name(partial, path)
+        finally:
+            _remove(partial)
+        return export
+
+    def _check_arguments(
+        self,
+        path: Path,
+        format: str,  # noqa: A002
+        quantize: str | None,
+        calibration: np.ndarray | None,
+    ) -> None:
+        _check_choice("format", format, FORMATS)
+        if quantize is not None:
+            _check_choice("quantize", quantize, QUANTIZATIONS)
+            if format not in QUANTIZABLE:
+                raise ValueError(f"`quantize` is for {' and '.join(QUANTIZABLE)}. Received: format={format!r}.")
+        if path.suffix != SUFFIXES[format] and format != "saved_model":
+            raise ValueError(f"`path` of {format} must end in {SUFFIXES[format]}. Received: {path}.")
+        occupied = path.exists() and path.is_dir() != (format == "saved_model")
+        if occupied or (path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").exists()):
+            raise ValueError(f"`path` exists and is no {format} that could be replaced: {path}. Choose another.")
+        if quantize == "int8" and calibration is None:
+            raise ValueError("`calibration` must be some real training images for int8. Received: None.")
+        if calibration is not None:
+            self._check_pixels("calibration", calibration)
+
+    def _check_pixels(self, name: str, pixels: np.ndarray) -> None:
+        shape, dtype = np.shape(pixels), getattr(pixels, "dtype", None)
+        if len(shape) != 4 or shape[1:] != self.metadata.image_shape or not shape[0] or dtype != np.uint8:
+            raise ValueError(
+                f"`{name}` must be uint8 images of shape (n, {', '.join(map(str, self.metadata.image_shape))}), "
+                f"at least one. Received: {dtype} of shape {shape}."
+            )
+
+
+def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:
+    if value not in valid:
+        raise ValueError(f"`{name}` must be one of {', '.join(valid)}. Received: {value!r}.")
+
+
+def _shape_and_classes(model: keras.Model) -> tuple[tuple[int, int, int], int]:
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    outputs = [tuple(tensor.shape[1:]) for tensor in model.outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 3 or None in shapes[0] or len(outputs) != 1 or len(outputs[0]) != 1:
+        raise ValueError(
+            "An export takes images of one fixed size, (height, width, channels), to one vector of logits. "
+            f"Received: '{model.name}' from {shapes} to {outputs}."
+        )
+    if taps.gives_probabilities(model, taps.LOGITS):
+        raise ValueError(f"'{model.name}' ends in a softmax or sigmoid. Leave it out: an export has it beside logits.")
+    return shapes[0], outputs[0][0]
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    return saved_model_format.sizes(path) if path.is_dir() else {"bytes": path.stat().st_size}
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _replaced(path: Path) -> Path:
+    """Returns the name of a folder that is being replaced."""
+    return path.with_name(f"{PARTIAL}old-{path.name}")
+
+
+def _give_name(partial: Path, path: Path) -> None:
+    """Puts what is whole in its place, on the disk before it gets its name."""
+    for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    if path.is_dir():  # a folder with files in it is not replaced in one step: there is none for a moment
+        os.rename(path, _replaced(path))
+        os.rename(partial, path)
+        _remove(_replaced(path))
+    else:
+        os.replace(partial, path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,167 @@
+"""`spkd export`: from a run's folder to files and a model card."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from finished_run import digit_network, finished_runs
+from networks import small_network
+from test_cli import call, words
+
+from spkd_keras import data, models
+from spkd_keras.export import export_student, load_runner, student
+from spkd_keras.export.folding import inference_network
+
+ALL = "saved_model,litert,onnx"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finished_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def card(run):
+    """What `spkd export` of all formats answers; the files are under `<run>/export`."""
+    result = call("export", run, "--format", ALL, "--check", "50", "--licence", "CC-BY-4.0", "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_every_format_is_written_and_compared_on_test_images(run, card):
+    folder = run / "export"
+    assert {file.name for file in folder.iterdir()} == {
+        *("saved_model", "saved_model.json", "student.tflite", "student.tflite.json"),
+        *("student.onnx", "student.onnx.json", "model_card.md", "model_card.json"),
+    }
+    test = data.digits()[1]
+    network = keras.saving.load_model(run / "student.keras")
+    chosen = np.round(np.linspace(0, len(test) - 1, 50)).astype(int)
+    logits = network.predict_on_batch(test.pixels[chosen])
+    accuracy = np.mean(logits.argmax(axis=1) == test.labels[chosen])
+    for export in card["exports"]:
+        runner = load_runner(folder / export["file"])
+        np.testing.assert_allclose(runner.predict(test.pixels[chosen])["logits"], logits, atol=1e-5)
+        found = export["check"]
+        assert (found["images"], found["of"]) == (50, "test images of digits")
+        assert found["student_accuracy"] == found["export_accuracy"] == pytest.approx(accuracy)
+        assert runner.class_names == tuple("0123456789")
+
+
+def test_the_card_tells_where_the_student_comes_from(run, card):
+    network = digit_network()
+    assert card == json.loads((run / "export" / "model_card.json").read_text(encoding="utf-8"))
+    assert (card["experiment"], card["method"], card["seed"], card["licence"]) == ("tiny", "sp", 0, "CC-BY-4.0")
+    assert card["teacher"] == {"model": "wide_resnet", "depth": 10, "width": 0.5}
+    assert card["teacher_fingerprint"] == "f" * 32
+    (term,) = card["terms"]
+    assert (term["loss"], term["weight"]) == ("similarity_preserving", 100.0)
+    assert term["teacher"] == term["student"] == ["stage3"]
+    assert card["data"]["name"] == "digits"
+    over = card["accuracy"]["over_seeds"]
+    assert card["accuracy"]["this_run"] == 0.75
+    assert over["sp"] == {"seeds": [0, 1], "median": 0.8125, "lowest": 0.75, "highest": 0.875}
+    assert over["student alone"]["median"] == 0.5
+    assert over["teacher"]["median"] == 0.9375
+    assert card["parameters"] == network.count_params()
+    assert card["float32_bytes"] == 4 * network.count_params()
+    assert card["multiply_adds"] == models.multiply_adds(network)
+    assert card["weights"] == models.fingerprint(network)
+    for export in card["exports"]:
+        latency = export["latency"]
+        assert latency["threads"] >= 1
+        assert latency["machine"]
+        assert list(latency["batches"]) == ["1", "32"]
+        for times in latency["batches"].values():
+            assert 0 < times["median_ms"] <= times["p95_ms"]
+            assert times["repetitions"] >= 20
+    assert {"tensorflow", "keras", "onnx", "tf2onnx", "spkd_keras"} <= set(card["versions"])
+
+
+def test_the_page_tells_the_same(run, card):
+    page = (run / "export" / "model_card.md").read_text(encoding="utf-8")
+    for said in (
+        "# tiny: sp, seed 0",
+        f"{card['parameters']:,} parameters ({card['float32_bytes']:,} bytes in float32)",
+        "`similarity_preserving`, weight (gamma) 100, between `stage3` of the teacher and `stage3` of the student",
+        "This student: 75.00%.",
+        "| sp | 2 | 81.25 | 75.00 to 87.50 |",
+        "Licence: CC-BY-4.0.",
+        f"`{card['weights']}`",
+        "Compared with the student in float32 on 50 images: test images of digits.",
+    ):
+        assert said in page
+    for export in card["exports"]:
+        assert f"| `{export['file']}` | {export['bytes']:,}" in page
+    assert "None" not in page
+
+
+def test_other_precisions_stand_beside_and_the_card_keeps_them(run, card):
+    result = call(
+        "export", run, "--format", "litert,saved_model", "--quantize", "int8", "--check", 50, "--max-drop", 20
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "saved_model: float32, for there is no SavedModel in less precision" in words(result.stderr)
+    assert "fully_quantize" not in result.stderr
+    kept = json.loads((run / "export" / "model_card.json").read_text(encoding="utf-8"))
+    files = [export["file"] for export in kept["exports"]]
+    assert files == ["student.tflite", "student.onnx", "student-int8.tflite", "saved_model"]
+    assert [export["quantize"] for export in kept["exports"]] == [None, None, "int8", None]
+    for file in files:
+        assert f"{file} " in words(result.stdout)
+
+
+def test_a_student_without_teacher_has_a_card_too(run, tmp_path):
+    result = call("export", run.with_name("student-seed0"), "--format", "litert", "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout)
+    assert (answer["teacher"], answer["terms"]) == (None, [])
+    assert "trained on the labels alone" in (tmp_path / "out" / "model_card.md").read_text(encoding="utf-8")
+    assert not (run.with_name("student-seed0") / "export").exists()
+
+
+def test_a_mismatch_fails_the_command_and_leaves_no_file(run, tmp_path, monkeypatch):
+    wrong = digit_network(seed=1)
+    monkeypatch.setattr(student, "inference_network", lambda _: inference_network(wrong))
+    result = call("export", run, "--format", "onnx", "--out", tmp_path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("spkd:")]
+    assert "student.onnx is not the student: its logits differ by up to" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--format", "tflite"], "--format: unknown format `tflite`. Did you mean `litert`?"),
+        (["--format", ","], "--format takes one or more of saved_model, litert, onnx. Received: nothing."),
+        (["--format", "onnx", "--quantize", "int4"], "--quantize: unknown precision `int4`. Did you mean `int8`?"),
+        (["--format", "saved_model", "--quantize", "int8"], "--quantize is for litert and onnx."),
+        (["--format", "onnx", "--input", "float16"], "export: `input_dtype` must be one of uint8, float32."),
+    ],
+)
+def test_wrong_use(run, tmp_path, arguments, said):
+    result = call("export", run, "--out", tmp_path / "out", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"spkd: {said}")
+
+
+def test_a_folder_that_is_no_finished_run(run, tmp_path):
+    (tmp_path / "sp-seed0").mkdir()
+    result = call("export", tmp_path / "sp-seed0", "--format", "onnx")
+    assert result.exit_code == 2
+    assert "is not a run's folder (it has no experiment.yaml)" in result.stderr
+    text = (run / "experiment.yaml").read_text(encoding="utf-8")
+    (tmp_path / "sp-seed0" / "experiment.yaml").write_text(text, encoding="utf-8")
+    result = call("export", tmp_path / "sp-seed0", "--format", "onnx")
+    assert result.exit_code == 2
+    assert "is not finished. `spkd run` continues it." in result.stderr
+
+
+def test_packages_that_are_missing_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tf2onnx", None)
+    with pytest.raises(ValueError, match=r"tf2onnx is not installed.*pip install 'spkd-keras\[export\]'"):
+        export_student(small_network(4), tmp_path / "a.onnx", "onnx")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,74 @@
+"""Figures of merit by hand."""
+
+import numpy as np
+import pytest
+
+from spkd_keras.export import evaluation
+
+NAMES = ("cat", "dog", "owl")
+LABELS = np.array([0, 0, 0, 1, 1, 2])
+PREDICTED = np.array([0, 0, 1, 1, 0, 0])
+MATRIX = [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
+
+
+def outputs(predicted, confidence=0.8):
+    """Probabilities with the confidence on the predicted class and the rest on the others."""
+    probabilities = np.full((len(predicted), 3), (1 - confidence) / 2)
+    probabilities[np.arange(len(predicted)), predicted] = confidence
+    return {"logits": np.log(probabilities), "probabilities": probabilities}
+
+
+def test_confusion_has_a_row_for_each_class():
+    np.testing.assert_array_equal(evaluation.confusion_matrix(LABELS, PREDICTED, 3), MATRIX)
+
+
+def test_each_class_by_hand():
+    cat, dog, owl = evaluation.per_class(np.array(MATRIX), NAMES)
+    assert cat == {"class": "cat", "images": 3, "recall": 2 / 3, "precision": 2 / 4}
+    assert dog == {"class": "dog", "images": 2, "recall": 1 / 2, "precision": 1 / 2}
+    assert owl == {"class": "owl", "images": 1, "recall": 0.0, "precision": None}  # never predicted
+    (_, empty) = evaluation.per_class(np.array([[2, 0], [0, 0]]), ("a", "b"))
+    assert empty == {"class": "b", "images": 0, "recall": None, "precision": None}
+
+
+def test_expected_calibration_error_by_hand():
+    # Ten bins. In (0.8, 0.9]: confidences 0.85 and 0.9, one of two right, so |0.5 - 0.875| = 0.375.
+    # In (0.5, 0.6]: confidence 0.6, right, so |1 - 0.6| = 0.4. In all 2/3 * 0.375 + 1/3 * 0.4.
+    probabilities = np.array([[0.85, 0.15], [0.1, 0.9], [0.6, 0.4]])
+    labels = np.array([0, 0, 0])
+    error = evaluation.expected_calibration_error(probabilities, labels, bins=10)
+    assert error == pytest.approx(2 / 3 * 0.375 + 1 / 3 * 0.4)
+
+
+def test_the_edges_of_the_bins():
+    # A confidence of 0.5 is in (0, 0.5]; another of 0.51 is not with it.
+    right_and_wrong = np.array([0, 1])
+    together = evaluation.expected_calibration_error(np.array([[0.5, 0.5], [0.5, 0.5]]), right_and_wrong, bins=2)
+    apart = evaluation.expected_calibration_error(np.array([[0.5, 0.5], [0.51, 0.49]]), right_and_wrong, bins=2)
+    assert together == pytest.approx(0)
+    assert apart == pytest.approx((0.5 + 0.51) / 2)
+
+
+@pytest.mark.parametrize(("right", "error"), [(10, 0.0), (0, 1.0)])
+def test_sure_and_right_or_sure_and_wrong(right, error):
+    probabilities = np.tile([1.0, 0.0], (10, 1))
+    labels = np.array([0] * right + [1] * (10 - right))
+    assert evaluation.expected_calibration_error(probabilities, labels) == error
+
+
+def test_an_evaluation_holds_all_of_it():
+    result = evaluation.evaluate(outputs(PREDICTED), LABELS, NAMES)
+    assert result["images"] == 6
+    assert result["accuracy"] == 0.5
+    assert result["mean_confidence"] == pytest.approx(0.8)
+    assert result["expected_calibration_error"] == pytest.approx(0.3)  # all are in one bin: |3/6 - 0.8|
+    assert result["confusion"] == MATRIX
+    assert [row["class"] for row in result["per_class"]] == list(NAMES)
+
+
+def test_a_student_against_its_teacher():
+    teacher = np.array([0, 0, 0, 1, 2, 1])
+    assert evaluation.against(teacher, PREDICTED, LABELS) == {
+        "agreement": 3 / 6,
+        **{"both_right": 3, "only_teacher_right": 1, "only_student_right": 0, "both_wrong": 2},
+    }
