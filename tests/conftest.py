@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 import pytest
+from tensorflow.python.framework import config
 
 from spkd_keras.experiment import Experiment, load_experiment
 
@@ -18,6 +19,13 @@ def _seed_and_policy() -> Iterator[None]:
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True)
+def _determinism() -> Iterator[None]:
+    """A run makes the process deterministic, and Keras then drops XLA; TensorFlow 2.21 has no public way back."""
+    yield
+    config.disable_op_determinism()
 
 
 @pytest.fixture(autouse=True, scope="module")

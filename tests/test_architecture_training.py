@@ -9,7 +9,7 @@ import tensorflow as tf
 from architectures import SMALL, each_family, pixels, randomize
 from networks import cross_entropy
 
-from spkd_keras.models import in_precision
+from spkd_keras.models import fused, in_precision
 
 QUICK = {
     "mixed_float16": ("wide_resnet", "resnet"),
@@ -60,14 +60,16 @@ def test_the_gradient_reaches_every_trainable_weight(family):
 
 
 @each_family
-def test_saved_files_hold_standard_layers_only_and_load_bit_equal(family, tmp_path):
+def test_saved_files_hold_standard_layers_only(family, tmp_path):
     model = randomize(SMALL[family]())
     images = pixels(4, model)
     model.save(tmp_path / "network.keras")
     with zipfile.ZipFile(tmp_path / "network.keras") as archive:
         assert "spkd_keras" not in archive.read("config.json").decode()
     loaded = keras.saving.load_model(tmp_path / "network.keras")
-    np.testing.assert_array_equal(loaded(images), model(images))
+    # Keras' own kernels and ours differ in their last bits; ours put back do not.
+    np.testing.assert_allclose(loaded(images), model(images), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(fused(loaded)(images), model(images))
     assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
     for saved, weight in zip(model.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(saved.numpy(), weight.numpy(), err_msg=saved.path)

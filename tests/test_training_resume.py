@@ -26,14 +26,15 @@ def teacher(tmp_path_factory):
 
 
 def three_epochs(folder, teacher, seed=1):
-    """All that has a state: momentum, a moving average, random numbers, and weights and rates that change."""
+    """All that has a state: momentum, a moving average, a loss scale, an adapter, random numbers, changing weights."""
     changes = [
         f"teacher={{path: '{teacher}'}}",
         "student.dropout=0.2",
         "schedule.epochs=3",
         "schedule.ema=0.8",
         "schedule.drops={1: 0.5, 2: 0.5}",
-        "methods.sp.terms.0.schedule={warm_up: 2}",
+        "precision=mixed_float16",
+        "methods.sp=[{loss: similarity_preserving, weight: 100.0, schedule: {warm_up: 2}}, {loss: hint}]",
         "data.batch_size=16",  # six batches an epoch, the last of one image
         "data.augmentation=cifar",
         "checkpoints.steps=2",
