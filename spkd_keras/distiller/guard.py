@@ -55,10 +55,10 @@ class StepGuard:
 
     def failure(self) -> tuple[int, list[str]] | None:
         """Returns the batch of the first bad step of the epoch and what was not finite; None if all were."""
-        batch = int(self._bad_step)
+        batch = int(tf.convert_to_tensor(self._bad_step))  # a variable of a strategy has no other way to a number
         if batch < 0:
             return None
-        return batch, [name for name, bad in zip(self.parts, self._bad_parts.numpy(), strict=True) if bad]
+        return batch, [name for name, bad in zip(self.parts, self._bad_parts.read_value().numpy(), strict=True) if bad]
 
     def run(
         self,
