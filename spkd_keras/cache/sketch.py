@@ -1,5 +1,6 @@
 """Random projections of activations, which keep the inner products between images nearly."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,7 +8,8 @@ import tensorflow as tf
 
 from spkd_keras.losses import similarity_matrix
 
-SMALLEST = 64
+SMALLEST, DOUBLINGS = 64, 7  # sketches that are measured, up to 4096: larger ones save little and take long
+ROWS = 4096  # of a projection that are drawn at once
 
 
 def projection(size: int, sketch: int, seed: int) -> Any:
@@ -19,7 +21,21 @@ def projection(size: int, sketch: int, seed: int) -> Any:
     Reference: Johnson & Lindenstrauss, "Extensions of Lipschitz mappings into a Hilbert space", 1984; Indyk & Motwani,
     STOC 1998, for normal numbers.
     """
-    return tf.random.stateless_normal((size, sketch), seed=(seed, size)) / tf.sqrt(float(sketch))
+    return tf.concat(list(_rows(size, sketch, seed)), axis=0)
+
+
+def _rows(size: int, sketch: int, seed: int) -> Iterator[Any]:
+    """Yields the rows of a projection, some at a time: of wide taps the whole would not fit into the memory."""
+    for start in range(0, size, ROWS):
+        rows = min(ROWS, size - start)
+        yield tf.random.stateless_normal((rows, sketch), seed=(seed, start)) / tf.sqrt(float(sketch))
+
+
+def _projected(flat: Any, sketch: int, seed: int) -> Any:
+    """Returns flat @ projection."""
+    parts = tf.split(flat, [min(ROWS, flat.shape[1] - start) for start in range(0, flat.shape[1], ROWS)], axis=1)
+    rows = _rows(int(flat.shape[1]), sketch, seed)
+    return tf.add_n([tf.matmul(part, some) for part, some in zip(parts, rows, strict=True)])
 
 
 class SketchError(NamedTuple):
@@ -37,7 +53,7 @@ class SketchError(NamedTuple):
 
 
 def sketch_errors(activations: Any, seed: int, store: str) -> list[SketchError]:
-    """Measures sketches of 64, 128, ... values, and the values themselves, each rounded to the dtype of the files.
+    """Measures sketches of 64, 128, ... 4096 values, and the values themselves, each rounded to the dtype of the files.
 
     Args:
         activations: of a batch, shape (batch, ...).
@@ -46,10 +62,10 @@ def sketch_errors(activations: Any, seed: int, store: str) -> list[SketchError]:
     """
     flat = tf.reshape(tf.cast(activations, tf.float32), (activations.shape[0], -1))
     exact, values = similarity_matrix(flat), int(flat.shape[1])
-    sizes = [SMALLEST << power for power in range(30) if SMALLEST << power < values]
+    sizes = [size for size in (SMALLEST << power for power in range(DOUBLINGS)) if size < values]
     found = []
     for size in (*sizes, values):
-        kept = flat if size == values else tf.matmul(flat, projection(values, size, seed))
+        kept = flat if size == values else _projected(flat, size, seed)
         rounded = tf.cast(tf.cast(kept, store), tf.float32)
         error = tf.norm(similarity_matrix(rounded) - exact) / tf.norm(exact)
         found.append(SketchError(size, size * np.dtype(store).itemsize, float(error)))
