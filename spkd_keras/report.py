@@ -223,7 +223,10 @@ def as_json(results: Sequence[ExperimentResult]) -> list[dict[str, Any]]:
         {
             "experiment": result.name,
             "folder": str(result.folder),
-            "methods": [method._asdict() for method in result.methods],
+            "methods": [
+                {**method._asdict(), "sign_test": sign_test(method.differences) if method.differences else None}
+                for method in result.methods
+            ],
             "unfinished": result.unfinished,
         }
         for result in results

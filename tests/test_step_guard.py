@@ -133,6 +133,24 @@ def test_a_loss_that_is_not_finite_is_found_with_a_loss_scale_too():
         trained(small_network(), batches(bad=[2]))
 
 
+def test_a_gradient_that_no_loss_scale_makes_finite_is_found():
+    keras.config.set_dtype_policy("mixed_float16")
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01), initial_scale=4.0)
+    # Three steps are skipped as ordinary overflows would be; then the scale is below 1.
+    with pytest.raises(NotFiniteError, match="batch 4: gradient"):
+        trained(small_network(), batches(bad=range(STEPS)), "gradient", scaled)
+
+
+def test_the_size_of_batches_is_that_of_the_training():
+    distiller = Distiller(small_network(8), small_network(), [Term(losses.SimilarityPreserving())])
+    distiller.compile("sgd", cross_entropy())
+    x, y = images(6)
+    distiller.fit(x, y, batch_size=3, validation_data=(x, y), validation_batch_size=1, verbose=0)
+    ones = tf.data.Dataset.from_tensor_slices((x, y)).batch(1)
+    with pytest.raises(ValueError, match="Received: batches of one"):
+        distiller.fit(ones, validation_data=(x, y), verbose=0, shuffle=False)
+
+
 def test_parts_of_the_loss_by_hand():
     """Two parts whose gradients are known: of a dense layer on fixed features, by NumPy in float64."""
     image = keras.Input(IMAGE_SHAPE, name="image")

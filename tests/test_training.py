@@ -57,6 +57,7 @@ SUMMARY_KEYS = [
     "versions",
     "devices",
     "threads",
+    "earlier_conditions",
     "data",
     "class_names",
 ]

@@ -10,7 +10,7 @@ import pytest
 from tiny_experiment import Listener, assert_same_run, history_of, tiny, weights_of
 
 from spkd_keras import models
-from spkd_keras.training import Interrupted, checkpoints, run_experiment, train
+from spkd_keras.training import Interrupted, RunsFailedError, checkpoints, run_experiment, train
 from spkd_keras.training.callbacks import Recorder, Reporter
 
 pytestmark = pytest.mark.slow
@@ -105,6 +105,7 @@ def test_killed_and_started_again(uninterrupted, teacher, tmp_path, moment):
     assert (folder / "summary.json").exists() == (moment == "behind the summary")
     run_experiment(experiment, tmp_path / "runs")
     assert_same_run(uninterrupted, folder)
+    assert {file.name for file in folder.iterdir()} == {file.name for file in uninterrupted.iterdir()}
 
 
 @pytest.mark.parametrize("damage", ["one bit", "both"])
@@ -125,6 +126,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(uninterrupted,
     named = [text for text in listener.of("noticed") if "is damaged" in text]
     assert [str(newer) in text for text in named] == ([True, False] if damage == "both" else [True])
     assert_same_run(uninterrupted, folder)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_no_damaged_one(teacher, tmp_path):
+    experiment, folder = three_epochs(tmp_path, teacher), tmp_path / "runs" / "tiny" / "sp-seed1"
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, tmp_path / "runs", Listener(stop_after=1))
+    before = sorted((folder / "backup").iterdir())
+
+    def unreadable(*_):
+        raise OSError(5, "Input/output error")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.zipfile, "ZipFile", unreadable)
+        with pytest.raises(RunsFailedError, match="Input/output error"):
+            run_experiment(experiment, tmp_path / "runs")
+    assert sorted((folder / "backup").iterdir()) == before
 
 
 def test_it_goes_on_where_it_was(uninterrupted, teacher, tmp_path):
@@ -194,7 +211,11 @@ def test_other_conditions_are_told(teacher, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_experiment(experiment, tmp_path / "runs", listener)
     (notice,) = listener.of("noticed")
-    assert f"intra_op_threads: 64 -> {recorded['intra_op_threads']}" in notice
+    change = f"intra_op_threads: 64 -> {recorded['intra_op_threads']}"
+    assert change in notice
+    # It is not forgotten when the run goes on once more.
+    root = run_experiment(experiment, tmp_path / "runs")
+    assert json.loads((root / "sp-seed1" / "summary.json").read_text())["earlier_conditions"] == [change]
 
 
 def test_when_checkpoints_are_written_changes_no_result(uninterrupted, teacher, tmp_path):

@@ -2,13 +2,14 @@
 
 from spkd_keras.cache.manifest import Manifest, StoredTensor, data_digest
 from spkd_keras.cache.sketch import SketchError, sketch_errors
-from spkd_keras.cache.teacher_cache import TeacherCache, compute
+from spkd_keras.cache.teacher_cache import TeacherCache, bytes_an_entry, compute
 
 __all__ = [
     "Manifest",
     "SketchError",
     "StoredTensor",
     "TeacherCache",
+    "bytes_an_entry",
     "compute",
     "data_digest",
     "sketch_errors",

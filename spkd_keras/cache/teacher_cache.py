@@ -266,6 +266,20 @@ def _tensors(
     return tuple(tensors), projections
 
 
+def bytes_an_entry(
+    teacher: keras.Model, terms: Sequence[Term], store: str = "float16", sketch: int | None = None
+) -> int:
+    """Returns how large an entry of a cache would be; arguments as those of `compute`."""
+    places = _places(teacher, terms)
+    outputs = tapped_teacher(teacher, None, list(places)).output["taps"]
+    sizes = [int(np.prod(output.shape[1:])) for output in outputs]
+    kept = [
+        min(size, sketch) if sketch is not None and will_do else size
+        for size, will_do in zip(sizes, places.values(), strict=True)
+    ]
+    return sum(kept) * np.dtype(store).itemsize
+
+
 def _check_finite(batch: list[np.ndarray], tensors: Sequence[StoredTensor], store: str) -> None:
     for value, tensor in zip(batch, tensors, strict=True):
         if not np.isfinite(value).all():

@@ -63,22 +63,26 @@ class StepGuard:
     def run(
         self,
         losses: Mapping[str, Any],
-        gradients: Sequence[Any] | None,
+        gradients: Sequence[Any],
         apply: Callable[[], None],
         undo: Callable[[], None],
+        loss_scale: Any = None,
     ) -> None:
         """Applies a step if it is the first bad one's forerunner; otherwise undoes what its forward pass changed.
 
         Args:
             losses: by name, those of `parts` that this step has.
-            gradients: for the trainable variables, None among them allowed; None if they are not looked at.
+            gradients: for the trainable variables, None among them allowed.
             apply: applies the step.
             undo: restores what the forward pass changed.
+            loss_scale: by which the loss was multiplied, if it was. As long as it is 1 or more, gradients that are not
+                finite are its ordinary overflow: the optimizer skips that step itself and halves the scale.
         """
         finite = {name: tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(value))) for name, value in losses.items()}
-        if gradients is not None:
-            # One small operation a gradient. A norm that overflows float32 counts as not finite.
-            finite["gradient"] = tf.math.is_finite(tf.linalg.global_norm(gradients))
+        # One small operation a gradient. A norm that overflows float32 counts as not finite.
+        finite["gradient"] = tf.math.is_finite(tf.linalg.global_norm(gradients))
+        if loss_scale is not None:
+            finite["gradient"] |= tf.convert_to_tensor(loss_scale) >= 1
         good = tf.stack([finite.get(name, tf.constant(True)) for name in self.parts])
         healthy, untouched = tf.reduce_all(good), self._bad_step < 0
 
@@ -131,6 +135,7 @@ class TrainingGuard(keras.callbacks.Callback):
         self.relational_terms = relational_terms
         self.term_names = term_names
         self.epoch = self.looked = 0
+        self.images_a_batch: float | None = None
 
     def look(self) -> None:
         """Raises an error if a step of this epoch was not finite. Waits for the steps so far."""
@@ -141,7 +146,7 @@ class TrainingGuard(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins to count the batches."""
         del logs
-        self.epoch, self.looked = epoch, 0
+        self.epoch, self.looked, self.images_a_batch = epoch, 0, None
         self.model.step_guard.begin_epoch()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -151,9 +156,14 @@ class TrainingGuard(keras.callbacks.Callback):
             self.looked = batch
             self.look()
 
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Keeps the size of the training batches, since the evaluation counts its own."""
+        del logs
+        self.images_a_batch = self.model.images_a_batch()
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the size of the batches and for values that are not finite."""
-        images_a_batch = self.model.images_a_batch()
+        images_a_batch = self.model.images_a_batch() if self.images_a_batch is None else self.images_a_batch
         if images_a_batch == 0:
             raise ValueError("The training data must have at least one batch. Received: none.")
         if self.relational_terms and images_a_batch <= 1:

@@ -267,9 +267,9 @@ class Distiller(StudentKeeper):
         if tf.distribute.has_strategy():
             apply()  # by a merge of the replicas, which TensorFlow 2.21 refuses inside a condition
             return
-        # With a scaled loss, gradients that are not finite are ordinary, and the optimizer skips those steps itself.
         scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        self.step_guard.run(losses, None if scales else [g for g, _ in pairs], apply, before.restore)
+        scale = self.optimizer.dynamic_scale if scales else None
+        self.step_guard.run(losses, [gradient for gradient, _ in pairs], apply, before.restore, scale)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates the student; runs the teacher only if `evaluate_terms` is set and there is one."""

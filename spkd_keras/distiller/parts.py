@@ -14,7 +14,7 @@ class LossPart(NamedTuple):
     Attributes:
         value: unweighted.
         weight: of the part in the loss.
-        gradient_norm: of weight * value, over all trainable variables; 0 where nothing depends on it.
+        gradient_norm: of weight * value, over the student's trainable variables; 0 where nothing depends on it.
     """
 
     value: float
@@ -33,20 +33,22 @@ def loss_parts(distiller: Distiller, x: Any, y: Any) -> dict[str, LossPart]:
     Returns:
         `student_loss` and every term's name with its part.
     """
-    variables = distiller.trainable_variables
-    before = ForwardState([distiller.student, *distiller.adapters.values()], variables)
+    variables = distiller.student.trainable_variables
+    before = ForwardState([distiller.student, *distiller.adapters.values()], distiller.trainable_variables)
+    scale = float(distiller.optimizer.scale_loss(tf.ones(())))  # as in training, so that float16 does not underflow
     teacher_taps = distiller._wiring.run_teacher(x) if distiller.terms else []
     with tf.GradientTape(persistent=True) as tape:
         y_pred, student_taps = distiller._wiring.run_student(x, training=True, with_taps=bool(distiller.terms))
         losses = distiller._compiled_loss(y, y_pred, None)
         if distiller.terms:
             losses |= distiller._term_values(teacher_taps, student_taps, y, training=True)
+        scaled = {name: scale * tf.cast(value, tf.float32) for name, value in losses.items()}
     parts = {}
     for name, value in losses.items():
         weight = float(distiller.term_weights.get(name, distiller.student_loss_weight))
-        gradients = [gradient for gradient in tape.gradient(value, variables) if gradient is not None]
+        gradients = [gradient for gradient in tape.gradient(scaled[name], variables) if gradient is not None]
         norm = float(tf.linalg.global_norm(gradients)) if gradients else 0.0
-        parts[name] = LossPart(float(value), weight, weight * norm)
+        parts[name] = LossPart(float(value), weight, weight * norm / scale)
     before.restore()
     return parts
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from spkd_keras import data
 from spkd_keras.distiller import Distiller, taps
 from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
 from spkd_keras.observer import Observer
-from spkd_keras.training import build
+from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check_methods import PartRow, check_method
 from spkd_keras.training.check_teacher import check_teacher
 from spkd_keras.training.cost import RunCost, measure
@@ -33,6 +33,8 @@ class Check:
         parts: for each method, the parts of its loss.
         costs: for each method, and for `teacher` where it has to be trained, what one run takes.
         runs: how many runs of each of these there will be.
+        cache: bytes of the teacher's cache that will be computed.
+        jobs: how many runs there will be side by side.
         findings: the worst first.
     """
 
@@ -41,23 +43,26 @@ class Check:
     parts: dict[str, list[PartRow]] = dataclasses.field(default_factory=dict)
     costs: dict[str, RunCost] = dataclasses.field(default_factory=dict)
     runs: dict[str, int] = dataclasses.field(default_factory=dict)
+    cache: int = 0
+    jobs: int = 1
     findings: list[Finding] = dataclasses.field(default_factory=list)
 
     @property
     def seconds(self) -> float:
-        """All runs, one after the other."""
+        """All runs, one after the other; those that are done side by side share the cores."""
         return sum(self.runs[name] * cost.seconds for name, cost in self.costs.items())
 
     @property
     def peak_memory(self) -> int:
-        """The most that a run's process holds, in bytes."""
-        return max((cost.peak_memory for cost in self.costs.values()), default=0)
+        """The most that the processes of the runs hold at a time, in bytes."""
+        return self.jobs * max((cost.peak_memory for cost in self.costs.values()), default=0)
 
     @property
     def disk(self) -> int:
-        """What all runs leave, and the largest needs meanwhile, in bytes."""
+        """What all runs and the teacher's cache leave, and the largest needs meanwhile, in bytes."""
         left = sum(self.runs[name] * cost.bytes_left for name, cost in self.costs.items())
-        return left + max((cost.bytes_meanwhile for cost in self.costs.values()), default=0)
+        meanwhile = max((cost.bytes_meanwhile for cost in self.costs.values()), default=0)
+        return left + self.cache + self.jobs * meanwhile
 
 
 def check_experiment(
@@ -65,7 +70,8 @@ def check_experiment(
     splits: data.Splits | None = None,
     teacher: keras.Model | None = None,
     *,
-    methods: Iterable[str] | None = None,
+    runs: Mapping[str, int] | None = None,
+    jobs: int = 1,
     out: str | Path = "runs",
     cost: bool = True,
     observer: Observer | None = None,
@@ -77,7 +83,8 @@ def check_experiment(
         splits: its data, if they are loaded already.
         teacher: the trained teacher. None takes the file that the experiment names, or, where it has to be trained
             first, a new network in its place, whose accuracy and values then say nothing.
-        methods: those to look at; None for all.
+        runs: the methods to look at, and how many runs there will be of each; None for all of the experiment.
+        jobs: how many of them side by side.
         out: where the runs would go, for the room on the disk.
         cost: whether to measure what it will take.
         observer: is told what is being tried.
@@ -88,7 +95,8 @@ def check_experiment(
     Raises:
         ExperimentError: if the experiment cannot be built at all.
     """
-    observer, check = observer or Observer(), Check()
+    observer, check = observer or Observer(), Check(jobs=jobs)
+    check.runs = dict.fromkeys(experiment.methods, len(experiment.seeds)) if runs is None else dict(runs)
     observer.checking("the data")
     splits = splits or build.load_data(experiment.data)
     training = experiment.teacher_training()
@@ -101,16 +109,20 @@ def check_experiment(
         observer.checking("the teacher")
         check.teacher, found = check_teacher(teacher, *_images(batches), list(splits.train.class_names))
         check.findings += found
-    for name in experiment.methods if methods is None else methods:
+    for name in list(check.runs):
         observer.checking(f"the method {name}")
         _check_one(check, experiment.single(name, experiment.seeds[0]), splits, teacher, batches, trained, cost)
-        check.runs[name] = len(experiment.seeds)
     if cost and training is not None and not trained:
         observer.checking("the training of the teacher")
         network = build.build_student(training, splits.train)
         distiller = build.build_distiller(None, network, training, TEACHER)
         check.costs[TEACHER] = measure(distiller, _dataset(training, splits), splits, training)
         check.runs[TEACHER] = 1
+    if cost and teacher is not None:
+        check.cache = cached_teacher.size_of(experiment, Path(out) / experiment.name, splits, teacher)
+    if check.cache:
+        size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
+        check.findings.append(Finding("note", "teacher.cache", size))
     if cost:
         check.findings += _room(check, Path(out))
     check.findings = worst_first(check.findings)
@@ -118,23 +130,15 @@ def check_experiment(
 
 
 def check_before_running(
-    experiment: Experiment,
-    splits: data.Splits,
-    observer: Observer,
-    methods: Iterable[str],
-    teacher: keras.Model | None,
-    out: Path,
-    force: bool,
+    experiment: Experiment, splits: data.Splits, observer: Observer, force: bool, **options: Any
 ) -> None:
-    """Tells the observer what is found of some methods, and refuses to run what cannot work unless forced.
+    """Tells the observer what is found, and refuses to run what cannot work unless forced.
 
     Raises:
         ExperimentError: if something found is of the severity "stop".
     """
-    names = [name for name in experiment.methods if name in methods]
-    first = teacher is None or experiment.teacher_training() is None
-    check = check_experiment(experiment, splits, teacher, methods=names, out=out, cost=first, observer=observer)
-    observer.checked([finding._asdict() for finding in check.findings], check.seconds if first else None)
+    check = check_experiment(experiment, splits, observer=observer, **options)
+    observer.checked([finding._asdict() for finding in check.findings], check.seconds if check.costs else None)
     stopping = [str(finding) for finding in check.findings if finding.severity == "stop"]
     if stopping and not force:
         raise ExperimentError("\n".join([*stopping, "Nothing was run. --force runs it all the same."]))

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from spkd_keras.training.folder import replace
 from spkd_keras.training.interruption import Interruption
 
 KEPT = 2  # so that one is left if the newest is damaged
+
+# What a file that is not whole makes zipfile and NumPy raise. That it cannot be read at all is another matter.
+DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError)
 
 
 class Position(NamedTuple):
@@ -77,17 +81,12 @@ class Checkpointer(keras.callbacks.Callback):
         self.begun, self._metrics = Position(), []
         for file in sorted(self.folder.glob("epoch-*.npz"), key=_position, reverse=True):
             try:
-                with zipfile.ZipFile(file) as archive:
-                    if archive.testzip() is not None:
-                        raise ValueError("a checksum is wrong")
-                with np.load(file) as arrays:
-                    state = dict(arrays)
-            except Exception as error:  # whatever a damaged file makes zipfile and NumPy raise
+                state = _read(file)
+            except DAMAGES as error:
                 self.warn(f"The checkpoint {file} is damaged ({' '.join(str(error).split())}). Using the one before.")
                 file.unlink()
                 continue
-            variables = _variables(distiller)
-            _assign(variables, [state[f"state/{index}"] for index in range(len(variables))])
+            _assign(_variables(distiller), [state[key] for key in state if key.startswith("state/")])
             self._metrics = [state[key] for key in state if key.startswith("metrics/")]
             self.begun = _position(file)
             return self.begun, json.loads(str(state["progress"]))
@@ -155,7 +154,6 @@ class Checkpointer(keras.callbacks.Callback):
         failure = self.model.step_guard.failure()
         if failure:  # a state after steps that were not applied is of no use
             raise NotFiniteError(self.epoch, *failure)
-        self.folder.mkdir(exist_ok=True)
         file = self.folder / f"epoch-{position.epoch}-batch-{position.batch}.npz"
         arrays: dict[str, Any] = {**state, "progress": np.array(json.dumps(self.progress()))}
 
@@ -167,6 +165,15 @@ class Checkpointer(keras.callbacks.Callback):
         for old in sorted(self.folder.glob("epoch-*.npz"), key=_position, reverse=True)[KEPT:]:
             old.unlink()
         self._written = time.monotonic()
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    """Reads a checkpoint's arrays in their order, each checked by its checksum."""
+    with zipfile.ZipFile(file) as archive:
+        if archive.testzip() is not None:
+            raise ValueError("a checksum is wrong")
+    with np.load(file) as arrays:
+        return dict(arrays)
 
 
 def _position(file: Path) -> Position:

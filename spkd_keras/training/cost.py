@@ -12,7 +12,7 @@ from spkd_keras import data
 from spkd_keras.distiller import Distiller
 from spkd_keras.experiment import Experiment
 from spkd_keras.training.checkpoints import KEPT
-from spkd_keras.training.environment import peak_memory
+from spkd_keras.training.environment import peak_memory, reset_peak_memory
 from spkd_keras.training.results import EVALUATION_BATCH
 
 MEASURED_STEPS = 3
@@ -46,6 +46,7 @@ def measure(distiller: Distiller, batches: Any, splits: data.Splits, experiment:
         splits: give the numbers of images.
         experiment: gives batch size and epochs.
     """
+    reset_peak_memory()
     distiller.make_train_function()
     train: Any = distiller.train_function
     endless = iter(batches.repeat())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,12 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run is done: the summary is written last."""
         return self.summary.exists()
+
+    def tidy(self) -> None:
+        """Removes what a kill left of a finished run: checkpoints and files that were being written."""
+        shutil.rmtree(self.backup, ignore_errors=True)
+        for file in self.path.glob(f"{PARTIAL}*"):
+            file.unlink(missing_ok=True)
 
     def check_owner(self) -> None:
         """Checks that the folder, if it exists, holds this very run.
@@ -100,8 +107,12 @@ class RunFolder:
                 pass
 
     def create(self) -> None:
-        """Makes the folder and records the experiment in it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Makes the folder, with one for checkpoints, and records the experiment in it.
+
+        Raises:
+            StorageError: if it cannot be written to.
+        """
+        check_writable(self.backup)
         write_text(self.path / "experiment.yaml", self.experiment.to_yaml())
 
 
@@ -115,7 +126,7 @@ def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may try the same
     except OSError as error:
         raise ExperimentError(
             f"The output folder cannot be written to: {folder} ({error.strerror}). Choose another with --out."

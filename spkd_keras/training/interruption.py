@@ -20,10 +20,12 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """Raises `Interrupted` when a signal comes: at once, or where the training asks so that it can write its state.
 
-    A second signal ends the training without its state.
+    Args:
+        patient: whether to wait for the state after a second signal too. Otherwise that ends the training without it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
         self.received: int | None = None
         self._deferred = False
 
@@ -62,5 +64,5 @@ class Interruption:
     def _take(self, number: int, frame: Any) -> None:
         del frame
         again, self.received = self.received is not None, number
-        if again or not self._deferred:
+        if not self._deferred or (again and not self.patient):
             raise Interrupted(number)

@@ -79,14 +79,14 @@ def run_in_processes(
                     sender.close()
                     active[receiver] = _Active(folder.path.name, process, errors)
                 for connection in wait(list(active), timeout=0.5):
-                    _listen(connection, active, observer, reasons, told)
+                    _listen(connection, active, observer, reasons, interruption.received is not None)
                 if interruption.received is not None and not told:
                     told = True
                     for run in active.values():
                         run.process.terminate()
     except BaseException:
         for run in active.values():
-            run.process.kill()
+            run.process.terminate()  # each writes its state
         raise
     return reasons
 
@@ -98,7 +98,7 @@ def _listen(
     name, process, errors = active[connection]
     try:
         event, details = connection.recv()
-    except EOFError:
+    except (EOFError, OSError):  # at its end, or in the middle of a message
         process.join()
         del active[connection]
         if process.exitcode and name not in reasons and not told:
@@ -136,7 +136,8 @@ def _do(folder: RunFolder, job: Job, connection: Connection) -> None:
     """Does one run, in its own process."""
     os.setsid()  # a Ctrl-C is for the parent, which passes it on once
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    sender, interruption = _Sender(connection), Interruption()
+    # Whoever ends this process may tell the parent too, which passes it on.
+    sender, interruption = _Sender(connection), Interruption(patient=True)
     try:
         with interruption.listening():
             job(folder, sender, interruption)

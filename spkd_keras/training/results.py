@@ -45,6 +45,7 @@ def summarise(
         "versions": surroundings["versions"],
         "devices": surroundings["devices"],
         "threads": surroundings["intra_op_threads"],
+        "earlier_conditions": surroundings.get("earlier_conditions", []),
         "data": splits.origin,
         "class_names": list(splits.train.class_names),
     }

@@ -1,6 +1,7 @@
 """One experiment: its teacher once, then every method with every seed."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -83,6 +84,9 @@ def run_experiment(
         check_writable(root)
         for folder in left:
             folder.check_free()
+    for folder in every:
+        if folder.finished:
+            folder.tidy()
     with interruption.listening():
         if left:
             splits = build.load_data(experiment.data)
@@ -90,25 +94,19 @@ def run_experiment(
         observer.planned([folder.path.name for folder in every], [f.path.name for f in every if f.finished])
         if left:
             tf.config.experimental.enable_op_determinism()
-            # Methods that have no run yet: those that go on were tried when they began.
-            new = {folder.method for folder in left if not folder.path.exists()} - {TEACHER} if check else set()
-            if teacher_run and not teacher_run.finished:
+            # Methods that have no run yet: those that have one were tried when it began.
+            begun = {folder.method for folder in runs if folder.path.exists()}
+            new = Counter(folder.method for folder in left if folder.method not in (begun | {TEACHER})) if check else {}
+            try_out = partial(check_before_running, experiment, splits, observer, force, runs=new, jobs=jobs, out=out)
+            teacher_is_new = teacher_run is not None and not teacher_run.finished
+            if teacher_run is not None and teacher_is_new:
                 if new:
-                    check_before_running(experiment, splits, observer, new, None, root, force)
+                    try_out()
                 train(teacher_run, splits, observer, interruption)
             teacher = load_teacher(experiment, teacher_run, splits)
-            fingerprint = None if teacher is None else models.fingerprint(teacher)
-            if fingerprint is not None:
-                _check_teacher(fingerprint, runs)
             if new:
-                check_before_running(experiment, splits, observer, new, teacher, root, force)
-            left = [folder for folder in runs if not folder.finished]
-            if teacher is not None and left:
-                cached_teacher.computed(experiment, root, splits, teacher, observer)
-            if jobs > 1 and len(left) > 1:
-                reasons = run_in_processes(left, partial(_run_alone, teacher_run), jobs, observer, interruption)
-            else:
-                reasons = _run_here(left, splits, observer, interruption, teacher, fingerprint)
+                try_out(teacher=teacher, cost=not teacher_is_new)
+            reasons = _run_all(experiment, runs, splits, teacher, teacher_run, jobs, observer, interruption)
             if reasons:
                 raise RunsFailedError(root, reasons)
     return root
@@ -161,6 +159,28 @@ def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | No
     return models.fused(keras.saving.load_model(folder.student)) if folder.finished else None
 
 
+def _run_all(
+    experiment: Experiment,
+    runs: Sequence[RunFolder],
+    splits: data.Splits,
+    teacher: keras.Model | None,
+    teacher_run: RunFolder | None,
+    jobs: int,
+    observer: Observer,
+    interruption: Interruption,
+) -> dict[str, str]:
+    """Does the runs that are left; returns why those that failed did."""
+    fingerprint = None if teacher is None else models.fingerprint(teacher)
+    if fingerprint is not None:
+        _check_teacher(fingerprint, runs)
+    left = [folder for folder in runs if not folder.finished]
+    if teacher is not None and left:
+        cached_teacher.computed(experiment, left[0].path.parent, splits, teacher, observer)
+    if jobs > 1 and len(left) > 1:
+        return run_in_processes(left, partial(_run_alone, teacher_run), jobs, observer, interruption)
+    return _run_here(left, splits, observer, interruption, teacher, fingerprint)
+
+
 def _run_here(
     runs: Sequence[RunFolder], splits: data.Splits, observer: Observer, interruption: Interruption, *teacher: Any
 ) -> dict[str, str]:
@@ -195,7 +215,7 @@ def load_teacher(experiment: Experiment, teacher_run: RunFolder | None, splits: 
     return experiment.teacher and build.build_network(experiment.teacher, splits.train, "teacher")
 
 
-def _check_teacher(fingerprint: str, runs: list[RunFolder]) -> None:
+def _check_teacher(fingerprint: str, runs: Sequence[RunFolder]) -> None:
     """Checks that the runs so far were distilled from this teacher, whose file may have been replaced."""
     for folder in runs:
         if folder.environment.exists():

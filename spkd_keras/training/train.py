@@ -75,8 +75,12 @@ def _record(folder: RunFolder, surroundings: dict[str, Any], observer: Observer)
     folder.failure.unlink(missing_ok=True)
     if folder.environment.exists():
         with contextlib.suppress(ValueError):
-            differing = changes(json.loads(folder.environment.read_text(encoding="utf-8")), surroundings)
-            if differing and folder.backup.exists():
+            before = json.loads(folder.environment.read_text(encoding="utf-8"))
+            differing = changes(before, surroundings)
+            if not any(folder.backup.glob("epoch-*")):
+                differing = []  # it begins anew
+            surroundings["earlier_conditions"] = [*before.get("earlier_conditions", []), *differing]
+            if differing:
                 observer.noticed(
                     f"{folder.path.name} goes on under other conditions than it began ({'; '.join(differing)}): its "
                     "numbers may differ in their last bits from an uninterrupted run's."
