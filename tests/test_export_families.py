@@ -68,9 +68,9 @@ def smooth_images(count):
 
 
 def with_usual_logits(network, pixels):
-    """Makes 10 the largest logit; a random network's may be in the hundreds, where float32 rounds to 1e-4."""
+    """Makes the largest logit 10 at most; a random network's may be in the hundreds, where float32 rounds to 1e-4."""
     head = network.get_layer("logits")
-    factor = 10 / np.abs(network.predict_on_batch(pixels)).max()
+    factor = min(1.0, 10 / np.abs(network.predict_on_batch(pixels)).max())
     head.set_weights([factor * weight for weight in head.get_weights()])
     return network
 
