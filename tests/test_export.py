@@ -341,10 +341,23 @@ def test_int8_that_loses_too_much_is_a_mismatch(network, tmp_path):
 
 
 def test_not_a_number_is_a_mismatch():
-    found = check.Check(3, "noise", float("nan"), 1.0, 1.0, 1.0)
+    found = check.Check(3, "noise", float("nan"), 1.0, 1.0, 1.0, 1.0)
     for quantize in (None, "int8"):
         with pytest.raises(ExportMismatch):
             check.judge(found, quantize, 0.02, "x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("difference", "logit", "passes"),
+    [(1e-4, 25.0, True), (1.01e-4, 25.0, False), (1.01e-4, 30.0, True), (1e-3, 249.0, False), (1e-3, 251.0, True)],
+)
+def test_what_is_allowed_grows_with_large_logits_as_their_rounding_does(difference, logit, passes):
+    found = check.Check(3, "noise", difference, logit, 1.0, None, None)
+    if passes:
+        check.judge(found, None, 0.02, "x.onnx")
+    else:
+        with pytest.raises(ExportMismatch):
+            check.judge(found, None, 0.02, "x.onnx")
 
 
 def test_an_export_replaces_the_one_before(network, tmp_path):
