@@ -167,7 +167,7 @@ def test_a_loss_that_needs_labels_gets_them():
     logits = model.teacher(x), model.student(x)
     value = model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)["decoupled_distillation"]
     expected = float(np.mean(losses.decoupled_distillation(*logits, y)))
-    assert value == pytest.approx(expected, rel=1e-5)
+    assert value == pytest.approx(expected, rel=1e-4)
     assert expected != pytest.approx(
         float(np.mean(losses.decoupled_distillation(*logits, (y + 1) % CLASSES))), rel=1e-3
     )
