@@ -138,7 +138,7 @@ def test_a_checkpoint_that_cannot_be_read_is_no_damaged_one(teacher, tmp_path):
         raise OSError(5, "Input/output error")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints.zipfile, "ZipFile", unreadable)
+        patch.setattr(checkpoints, "_read", unreadable)
         with pytest.raises(RunsFailedError, match="Input/output error"):
             run_experiment(experiment, tmp_path / "runs")
     assert sorted((folder / "backup").iterdir()) == before
