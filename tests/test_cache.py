@@ -142,7 +142,7 @@ def test_training_from_the_cache_is_training_with_the_teacher(images, teacher, t
 
 @pytest.mark.slow
 def test_from_float32_without_augmentation_it_is_the_same_bits(tmp_path):
-    """Where an image has the same bits in every batch, which oneDNN sees to and `spkd` turns on."""
+    """Where an image has the same bits in every batch, which oneDNN sees to."""
     code = """
 import sys
 import keras, numpy as np, tensorflow as tf

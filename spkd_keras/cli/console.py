@@ -26,8 +26,6 @@ show_tracebacks = False
 @contextmanager
 def starting_tensorflow() -> Iterator[None]:
     """Imports TensorFlow without what it prints meanwhile, which is for its developers, and says that it starts."""
-    # Off by default in TensorFlow (2.20, 2.21) on processors without AVX-512, where it halves a step's time too.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what TensorFlow's C++ code logs; its exceptions stay
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
