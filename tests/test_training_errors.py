@@ -238,7 +238,7 @@ def test_a_loss_that_is_not_finite(tmp_path):
     root = tmp_path / "runs" / "tiny"
     assert (root / "student-seed0" / "summary.json").exists()
     left = {file.name for file in (root / "sp-seed0").iterdir()}
-    assert left - {".lock"} == {"experiment.yaml", "environment.json", "failure.json"}
+    assert left == {"experiment.yaml", "environment.json", "failure.json", "backup"}
     found = json.loads((root / "sp-seed0" / "failure.json").read_text())
     assert (found["epoch"], found["batch"], found["not_finite"]) == (1, 1, ["gradient"])
     # The images of the batch, by hand: the first of the order that the seed and the epoch give.
