@@ -131,6 +131,17 @@ def test_photos_are_cropped_as_they_were_evaluated(tmp_path):
         np.testing.assert_allclose([shares[name] for name in names], expected, atol=1e-4)
 
 
+def test_what_is_missing_is_named_and_the_rest_is_done(places, digits):
+    (digits / "empty").mkdir()
+    pictures = sorted(digits.glob("*.png"))[:2]
+    result = call("predict", places["onnx"], pictures[0], digits / "gone.png", digits / "empty", pictures[1], "--json")
+    (digits / "empty").rmdir()
+    answer = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert [row["file"] for row in answer["predictions"]] == [str(picture) for picture in pictures]
+    assert [problem["file"] for problem in answer["problems"]] == [str(digits / "gone.png"), str(digits / "empty")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -141,8 +152,8 @@ def test_photos_are_cropped_as_they_were_evaluated(tmp_path):
         ),
         (["digits/0.png", "digits"], "A model is a .keras, .tflite, .onnx file"),
         (["damaged.onnx", "digits"], "damaged.onnx cannot be loaded: "),
-        (["student.onnx", "nothing"], "There are no pictures in the folder nothing (.jpg, "),
-        (["student.onnx", "*.jpeg"], "There is no such file: *.jpeg."),
+        (["student.onnx", "nothing"], "nothing has no pictures (.jpg, "),
+        (["student.onnx", "*.jpeg"], "*.jpeg does not exist."),
         (["student.onnx", "digits", "--resize", "fold"], "--resize takes crop or stretch. Received: fold."),
         (["student.onnx", "digits", "--resize", "crop"], "--resize crop is for square colour images. Received: a netw"),
     ],

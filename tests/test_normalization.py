@@ -15,6 +15,7 @@ from keras import layers
 from networks import CLASSES, IMAGE_SHAPE, assert_same_weights, cross_entropy, images, small_network
 
 from spkd_keras import Distiller, Term, losses, models
+from spkd_keras.export.folding import inference_network
 from spkd_keras.models import BatchNormalization
 
 SHAPE = (6, 5, 3, 4)
@@ -319,3 +320,16 @@ def test_a_loaded_distiller_computes_as_before(is_fused, tmp_path):
 def test_networks_of_keras_applications_are_fused():
     network = models.keras_application("MobileNetV2", num_classes=CLASSES, image_shape=(32, 32, 3), alpha=0.35)
     assert len(models.fused_layers(network)) == 52
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_copies_of_an_adapted_normalization_compute_with_its_statistics(dtype):
+    image = keras.Input((4, 4, 3))
+    adapted = keras.layers.Normalization(dtype="float32")
+    adapted.adapt(np.random.default_rng(0).normal(50.0, 7.0, (20, 4, 4, 3)))
+    network = keras.Model(image, keras.layers.GlobalAveragePooling2D(dtype="float32")(adapted(image)))
+    x = np.random.default_rng(1).normal(50.0, 7.0, (2, 4, 4, 3)).astype("float32")
+    copies = [models.in_precision(network, dtype), models.fused(network), inference_network(network)]
+    for copy in copies:
+        outputs = copy(x)
+        np.testing.assert_allclose(outputs, network(x), rtol=1e-4, atol=1e-4)

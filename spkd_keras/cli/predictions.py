@@ -56,9 +56,10 @@ def predict(
             from spkd_keras.export.pictures import find_pictures
             from spkd_keras.export.runners import load_runner
 
-            files = find_pictures(images)
+            files, missing = find_pictures(images)
             with quiet_standard_error():  # what the runtimes print for their developers, from C++
-                rows, problems = _predicted(load_runner(model), files, top, resize)
+                rows, unreadable = _predicted(load_runner(model), files, top, resize)
+            problems = [*missing, *unreadable]
         for problem in problems:
             notices.print(
                 f"spkd: {problem['file']} {problem['problem']}", markup=False, highlight=False, soft_wrap=True
@@ -99,16 +100,19 @@ def _predicted(
             except UnreadablePicture as error:
                 problems.append({"file": str(file), "problem": str(error)})
         if readable:
-            probabilities = runner.predict(np.stack(pixels))["probabilities"]
+            given = runner.predict(np.stack(pixels))
             rows += [
-                {"file": str(file), "top": _top(row, runner.class_names, top)}
-                for file, row in zip(readable, probabilities, strict=True)
+                {"file": str(file), "top": _top(logits, probabilities, runner.class_names, top)}
+                for file, logits, probabilities in zip(readable, given["logits"], given["probabilities"], strict=True)
             ]
     return rows, problems
 
 
-def _top(probabilities: "np.ndarray", names: tuple[str, ...] | None, count: int) -> list[dict[str, Any]]:
-    best = probabilities.argsort(kind="stable")[::-1][:count]
+def _top(
+    logits: "np.ndarray", probabilities: "np.ndarray", names: tuple[str, ...] | None, count: int
+) -> list[dict[str, Any]]:
+    # By the logits, as accuracy is counted: probabilities of an int8 export are coarse, and tie.
+    best = (-logits).argsort(kind="stable")[:count]
     return [
         {"class": names[index] if names else str(index), "probability": float(probabilities[index])} for index in best
     ]

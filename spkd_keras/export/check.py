@@ -96,6 +96,12 @@ def judge(check: Check, quantize: str | None, largest_drop: float, what: str) ->
                 f"{check.images} images, where {allowed:g} is allowed; the predicted classes agree on "
                 f"{check.agreement:.2%}. It was removed."
             )
+        if check.accuracy_drop is not None and check.accuracy_drop > largest_drop:
+            # The logits are compared with those of the student in float32, which may be another thing than the student.
+            raise ExportMismatch(
+                f"{what} loses {100 * check.accuracy_drop:.2f} points of accuracy on {check.images} images, where "
+                f"{100 * largest_drop:g} are allowed: the student in float32 is not the student. It was removed."
+            )
         return
     drop = 1 - check.agreement if check.accuracy_drop is None else check.accuracy_drop
     if not (drop <= largest_drop and np.isfinite(check.largest_difference)):

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from spkd_keras.models.copying import settle
 from spkd_keras.models.graph import first_argument, input_structure, inputs_like, is_graph, replay
 
 FOLDABLE = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
@@ -85,6 +86,7 @@ def inference_network(model: keras.Model) -> keras.Model:
         copies[id(layer)] = copy
         outputs = copy(*args, **kwargs)  # which builds it
         copy.set_weights(values)
+        settle(copy)
         return outputs
 
     inputs = inputs_like(input_structure(model))

@@ -19,13 +19,17 @@ class UnreadablePicture(ValueError):  # noqa: N818  (it says what is the matter 
     """A file that is no picture, or not one for the network."""
 
 
-def find_pictures(patterns: Sequence[str | Path]) -> list[Path]:
+def find_pictures(patterns: Sequence[str | Path]) -> tuple[list[Path], list[dict[str, str]]]:
     """Lists files: those that are named, those that fit a pattern with `*`, and the pictures in and under a folder.
 
+    Returns:
+        The files, and what is wrong with names, patterns and folders that give none.
+
     Raises:
-        ExperimentError: if a name, a pattern or a folder gives none.
+        ExperimentError: if none gives any.
     """
     found: dict[Path, None] = {}
+    problems: list[dict[str, str]] = []
     for pattern in map(str, patterns):
         path = Path(pattern)
         if path.is_dir():
@@ -36,15 +40,13 @@ def find_pictures(patterns: Sequence[str | Path]) -> list[Path]:
             files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
         if not files:
             kinds = ", ".join(SUFFIXES)
-            raise ExperimentError(
-                f"There are no pictures in the folder {pattern} ({kinds})."
-                if path.is_dir()
-                else f"There is no such file: {pattern}."
-            )
+            problem = f"has no pictures ({kinds})" if path.is_dir() else "does not exist"
+            problems.append({"file": pattern, "problem": problem})
         found |= dict.fromkeys(files)
     if not found:
-        raise ExperimentError("Give at least one picture, a folder or a pattern.")
-    return list(found)
+        said = "\n".join(f"{problem['file']} {problem['problem']}." for problem in problems)
+        raise ExperimentError(said or "Give at least one picture, a folder or a pattern.")
+    return list(found), problems
 
 
 def read_file(path: Path, image_shape: tuple[int, int, int], resize: str | None) -> np.ndarray:
@@ -79,4 +81,7 @@ def read_file(path: Path, image_shape: tuple[int, int, int], resize: str | None)
         raise UnreadablePicture(
             f"has {shape[0]}x{shape[1]} pixels; the network takes {height}x{width}: give --resize crop or stretch"
         )
-    return np.asarray(read_picture(encoded, image_shape, resize or "stretch"))
+    try:
+        return np.asarray(read_picture(encoded, image_shape, resize or "stretch"))
+    except tf.errors.OpError as error:  # a BMP that TensorFlow decodes in its own number of channels alone
+        raise UnreadablePicture(f"is {KINDS[shape[2]]} and cannot be read in {channels} channels") from error

@@ -30,4 +30,12 @@ def copied(model: keras.Model, copy_layer: Callable[[layers.Layer], layers.Layer
             f"'{model.name}' cannot be copied to {purpose} layer by layer; build it so instead. {error}"
         ) from error
     copy_of_model.set_weights(model.get_weights())
+    for layer in copy_of_model._flatten_layers():
+        settle(layer)
     return copy_of_model
+
+
+def settle(layer: Any) -> None:
+    """Lets a `Normalization` compute with the weights it was given: Keras (3.12 to 3.15) keeps constants of them."""
+    if isinstance(layer, layers.Normalization) and layer.built:
+        layer.finalize_state()
