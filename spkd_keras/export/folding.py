@@ -1,30 +1,24 @@
 """The student for inference: in float32, with BatchNormalization folded into the layer before it."""
 
 import itertools
-from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
 from spkd_keras.models.copying import settle
-from spkd_keras.models.graph import first_argument, input_structure, inputs_like, is_graph, replay
+from spkd_keras.models.graph import (
+    first_argument,
+    input_structure,
+    inputs_like,
+    is_graph,
+    replay_laid_open,
+    sole_readers,
+)
 
 FOLDABLE = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
 ONLY_IN_TRAINING = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise, layers.GaussianDropout)
-
-
-class Folds(NamedTuple):
-    """Which normalisations disappear.
-
-    Attributes:
-        into: the normalisation by the id of the layer that takes it in.
-        gone: ids of these normalisations.
-    """
-
-    into: dict[int, layers.BatchNormalization]
-    gone: set[int]
 
 
 class ScaleAndShift(layers.Layer):
@@ -67,13 +61,12 @@ def inference_network(model: keras.Model) -> keras.Model:
             f"An export needs a functional or built Sequential model. Received: {type(model).__name__} "
             f"'{model.name}'. Wrap it in a functional model."
         )
-    folds = _find_folds(model)
+    folds = {id(source): normalization for source, normalization in sole_readers(model) if _fits(source, normalization)}
+    gone = {id(normalization) for normalization in folds.values()}
     copies: dict[int, Any] = {}
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_graph(layer):
-            return replay(layer, first_argument(args, kwargs), call)
-        if id(layer) in folds.gone or isinstance(layer, ONLY_IN_TRAINING):
+        if id(layer) in gone or isinstance(layer, ONLY_IN_TRAINING):
             return first_argument(args, kwargs)
         if not isinstance(layer, layers.Layer):  # an operation of keras.ops, which has no weights
             return layer(*args, **kwargs)
@@ -81,7 +74,7 @@ def inference_network(model: keras.Model) -> keras.Model:
             args, kwargs = (first_argument(args, kwargs),), {}  # without the mask, which images have not
         if id(layer) in copies:
             return copies[id(layer)](*args, **kwargs)
-        copy, values = _copied(layer, folds.into.get(id(layer)))
+        copy, values = _copied(layer, folds.get(id(layer)))
         copy.name = _free_name(layer.name, [other.name for other in copies.values()])
         copies[id(layer)] = copy
         outputs = copy(*args, **kwargs)  # which builds it
@@ -90,7 +83,7 @@ def inference_network(model: keras.Model) -> keras.Model:
         return outputs
 
     inputs = inputs_like(input_structure(model))
-    return keras.Model(inputs, replay(model, inputs, call), name=model.name)
+    return keras.Model(inputs, replay_laid_open(model, inputs, call), name=model.name)
 
 
 def _free_name(name: str, taken: list[str]) -> str:
@@ -124,43 +117,11 @@ def _copied(layer: Any, folded: Any) -> tuple[Any, list[np.ndarray]]:
         raise ValueError(f"The layer '{layer.name}' cannot be copied for an export: {error}") from error
 
 
-def _find_folds(model: keras.Model) -> Folds:
-    """Looks for each layer of `FOLDABLE` that is called once and feeds a BatchNormalization and nothing else."""
-    calls: Counter[int] = Counter()
-    uses: Counter[int] = Counter()
-    pairs: list[tuple[Any, int, Any]] = []
-    producers: dict[int, Any] = {}
-    kept: list[Any] = []  # so that no id is given twice
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_graph(layer):
-            return replay(layer, first_argument(args, kwargs), call)
-        tensors = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
-        uses.update(id(tensor) for tensor in tensors)
-        source = producers.get(id(tensors[0])) if tensors else None
-        if isinstance(layer, layers.BatchNormalization) and isinstance(source, FOLDABLE):
-            pairs.append((source, id(tensors[0]), layer))
-        outputs = layer(*args, **kwargs)
-        calls[id(layer)] += 1
-        for tensor in keras.tree.flatten(outputs):
-            producers[id(tensor)] = layer
-            kept.append(tensor)
-        return outputs
-
-    output = replay(model, inputs_like(input_structure(model)), call)
-    uses.update(id(tensor) for tensor in keras.tree.flatten(output))
-    fitting = [
-        (source, normalization)
-        for source, tensor, normalization in pairs
-        if uses[tensor] == 1 and calls[id(source)] == calls[id(normalization)] == 1 and _fits(source, normalization)
-    ]
-    return Folds({id(source): bn for source, bn in fitting}, {id(bn) for _, bn in fitting})
-
-
-def _fits(source: Any, normalization: layers.BatchNormalization) -> bool:
+def _fits(source: Any, normalization: Any) -> bool:
     """Whether the source is linear up to its output, whose last axis is what is normalised."""
     return (
         type(source) in FOLDABLE
+        and isinstance(normalization, layers.BatchNormalization)
         and source.activation is keras.activations.linear
         and getattr(source, "data_format", "channels_last") == "channels_last"
         and len(source.weights) == 1 + source.use_bias  # else LoRA's or a quantised kernel's are among them

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from spkd_keras.models.graph import first_argument, input_structure, inputs_like, is_graph, replay
+from spkd_keras.models.graph import first_argument, input_structure, inputs_like, is_graph, replay_laid_open
 
 
 def multiply_adds(model: keras.Model) -> int:
@@ -32,13 +32,11 @@ def multiply_adds(model: keras.Model) -> int:
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal total
-        if is_graph(layer):
-            return replay(layer, first_argument(args, kwargs), call)
         outputs = layer(*args, **kwargs)
         total += _of_layer(layer, first_argument(args, kwargs), outputs)
         return outputs
 
-    replay(model, inputs_like(input_structure(model)), call)
+    replay_laid_open(model, inputs_like(input_structure(model)), call)
     return total
 
 

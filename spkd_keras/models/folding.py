@@ -1,13 +1,12 @@
 """Folding batch normalisation into the convolution before it, in a network that only infers."""
 
-import collections
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from spkd_keras.models.graph import first_argument, input_structure, inputs_like, is_graph, replay
+from spkd_keras.models.graph import first_argument, input_structure, inputs_like, replay_laid_open, sole_readers
 
 CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)  # subclasses may compute something else
 
@@ -67,14 +66,12 @@ def folded(model: keras.Model) -> keras.Model:
     Args:
         model: functional or Sequential.
     """
-    pairs = _pairs(model)
+    pairs = {id(pair[0]): pair for pair in sole_readers(model) if _fits(*pair)}
     if not pairs:
         return model
     normalizations = {id(normalization) for _, normalization in pairs.values()}
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_graph(layer):
-            return replay(layer, first_argument(args, kwargs), call)
         if id(layer) in pairs:
             return FoldedConvolution(*pairs[id(layer)])(first_argument(args, kwargs))
         if id(layer) in normalizations:
@@ -82,40 +79,7 @@ def folded(model: keras.Model) -> keras.Model:
         return layer(*args, **kwargs)
 
     inputs = inputs_like(input_structure(model))
-    return keras.Model(inputs, replay(model, inputs, call), name=model.name)
-
-
-def _pairs(model: keras.Model) -> dict[int, tuple[layers.Layer, layers.Layer]]:
-    """Returns the convolutions, by their `id`, and the batch normalisation that alone takes what each gives."""
-    calls: collections.Counter[int] = collections.Counter()
-    readers: collections.Counter[int] = collections.Counter()
-    given_by: dict[int, Any] = {}
-    read_by: dict[int, Any] = {}
-    alive = []  # so that no `id` is given twice
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_graph(layer):
-            return replay(layer, first_argument(args, kwargs), call)
-        outputs = layer(*args, **kwargs)
-        alive.append((args, kwargs, outputs))
-        calls[id(layer)] += 1
-        for tensor in keras.tree.flatten((args, kwargs)):
-            readers[id(tensor)] += 1
-            read_by[id(tensor)] = layer
-        for tensor in keras.tree.flatten(outputs):
-            given_by[id(tensor)] = layer
-        return outputs
-
-    for tensor in keras.tree.flatten(replay(model, inputs_like(input_structure(model)), call)):
-        readers[id(tensor)] += 1
-    return {
-        id(layer): (layer, read_by[tensor])
-        for tensor, layer in given_by.items()
-        if readers[tensor] == 1
-        and tensor in read_by
-        and calls[id(layer)] == calls[id(read_by[tensor])] == 1
-        and _fits(layer, read_by[tensor])
-    }
+    return keras.Model(inputs, replay_laid_open(model, inputs, call), name=model.name)
 
 
 def _fits(convolution: Any, normalization: Any) -> bool:

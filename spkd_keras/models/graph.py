@@ -1,5 +1,6 @@
 """Walking through the graph of a functional or Sequential model."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -65,3 +66,45 @@ def replay(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
     graph = keras.Model(input_structure(model), end(output))
     keras.models.clone_model(graph, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call_or_end)
     return outputs[0]
+
+
+def replay_laid_open(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
+    """As `replay`, also of the models in the model: `call` gets the layers in them, and no functional model itself."""
+
+    def call_or_enter(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_graph(layer):
+            return replay(layer, first_argument(args, kwargs), call_or_enter)
+        return call(layer, *args, **kwargs)
+
+    return replay(model, inputs, call_or_enter)
+
+
+def sole_readers(model: keras.Model) -> list[tuple[Any, Any]]:
+    """Returns the pairs of layers of which the second alone takes what the first gives, each called once.
+
+    Nested models are laid open. An output of the model counts as taken.
+    """
+    calls: Counter[int] = Counter()
+    uses: Counter[int] = Counter()
+    given_by: dict[int, Any] = {}
+    taken_by: dict[int, Any] = {}
+    kept: list[Any] = []  # so that no id is given twice
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = layer(*args, **kwargs)
+        calls[id(layer)] += 1
+        for tensor in keras.tree.flatten((args, kwargs)):
+            uses[id(tensor)] += 1
+            taken_by[id(tensor)] = layer
+        for tensor in keras.tree.flatten(outputs):
+            given_by[id(tensor)] = layer
+        kept.append((args, kwargs, outputs))
+        return outputs
+
+    output = replay_laid_open(model, inputs_like(input_structure(model)), call)
+    uses.update(id(tensor) for tensor in keras.tree.flatten(output))
+    return [
+        (giver, taken_by[tensor])
+        for tensor, giver in given_by.items()
+        if uses[tensor] == 1 and tensor in taken_by and calls[id(giver)] == calls[id(taken_by[tensor])] == 1
+    ]
