@@ -1,7 +1,6 @@
 """The command that computes what the teacher gives once and for all."""
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from spkd_keras.cli.app import app
-from spkd_keras.cli.console import answers, clear_errors, keras_prints_to_stderr, starting_tensorflow
-from spkd_keras.cli.options import Methods, Out, Overrides, read_experiment
+from spkd_keras.cli.console import answers, clear_errors, keras_prints_to_stderr, say, starting_tensorflow
+from spkd_keras.cli.options import File, Methods, Out, Overrides, read_experiment
 from spkd_keras.cli.progress import ProgressObserver
 from spkd_keras.experiment import load_experiment
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def cache(
-    file: Annotated[Path, typer.Argument(help="The experiment, a YAML file.", show_default=False)],
+    file: File,
     out: Out = Path("runs"),
     overrides: Overrides = None,
     methods: Methods = None,
@@ -54,7 +53,6 @@ def cache(
 
 def _show(found: "TeacherCache") -> None:
     manifest = found.manifest
-    say = functools.partial(answers.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{found.folder}: {manifest.images:,} images, {manifest.views} view(s) of each, {manifest.store}")
     mebibytes = manifest.entries * manifest.bytes_an_entry / 2**20
     say(f"  {manifest.bytes_an_entry:,} bytes a view, {mebibytes:,.1f} MiB in all")

@@ -16,9 +16,10 @@ from spkd_keras.cli.console import (
     clear_errors,
     keras_prints_to_stderr,
     notices,
+    say,
     starting_tensorflow,
 )
-from spkd_keras.cli.options import Methods, Out, Overrides, Seeds, read_experiment
+from spkd_keras.cli.options import File, Methods, Out, Overrides, Seeds, read_experiment
 from spkd_keras.cli.progress import duration
 from spkd_keras.observer import Observer
 
@@ -38,7 +39,7 @@ class _Status(Observer):
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="The experiment, a YAML file.", show_default=False)],
+    file: File,
     out: Out = Path("runs"),
     overrides: Overrides = None,
     methods: Methods = None,
@@ -69,27 +70,27 @@ def _show(result: "Check", name: str) -> None:
     for finding in result.findings:
         style = {"stop": "bold red", "warning": "yellow"}.get(finding.severity, "")
         answers.print(f"{finding.severity}:", style=style, end=" ")
-        _say(str(finding))
+        say(str(finding))
     if not result.findings:
-        _say("Nothing wrong was found.")
+        say("Nothing wrong was found.")
     if result.teacher and result.teacher["accuracy"] is not None:
         facts = result.teacher
-        _say(
+        say(
             f"Teacher: right on {facts['accuracy']:.1%} of {facts['images']} training images; gives {facts['outputs']}."
         )
     elif "teacher" in result.costs:
-        _say("Teacher: not trained yet. Its accuracy and the values of the terms are told when it is.")
+        say("Teacher: not trained yet. Its accuracy and the values of the terms are told when it is.")
     if result.parts:
         answers.print(_table(result))
     for method, terms in result.taps.items():
         for term, (teacher, student) in terms.items():
-            _say(f"{method}: {term} compares the teacher's {teacher} with the student's {student}")
+            say(f"{method}: {term} compares the teacher's {teacher} with the student's {student}")
     for run, cost in result.costs.items():
-        _say(
+        say(
             f"{run}: {1000 * cost.step_seconds:.0f} ms a step, {duration(cost.seconds)} a run, "
             f"{result.runs[run]} of them"
         )
-    _say(
+    say(
         f"{name}: about {duration(result.seconds)} for all, {result.peak_memory / 2**30:.1f} GiB of memory, "
         f"{result.disk / 1e6:.1f} MB of disk"
     )
@@ -119,7 +120,3 @@ def _plain(result: "Check") -> dict[str, Any]:
     plain["costs"] = {run: cost._asdict() for run, cost in result.costs.items()}
     plain["findings"] = [finding._asdict() for finding in result.findings]
     return plain | {"seconds": result.seconds, "peak_memory": result.peak_memory, "disk": result.disk}
-
-
-def _say(line: str) -> None:
-    answers.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -23,6 +23,16 @@ notices = Console(stderr=True)
 show_tracebacks = False
 
 
+def say(line: str) -> None:
+    """Prints a line of the answer as it is: names in it may look like markup, and a terminal breaks long ones."""
+    answers.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def notice(line: str) -> None:
+    """Prints a line beside the answer, as it is."""
+    notices.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def starting_tensorflow() -> Iterator[None]:
     """Imports TensorFlow without what it prints meanwhile, which is for its developers, and says that it starts."""

@@ -1,6 +1,5 @@
 """The command that exports a run's student."""
 
-import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spkd_keras.cli.app import app
-from spkd_keras.cli.console import answers, clear_errors, notices, quiet_standard_error, starting_tensorflow
+from spkd_keras.cli.console import answers, clear_errors, notice, quiet_standard_error, say, starting_tensorflow
 from spkd_keras.experiment import ExperimentError, unknown
 
 if TYPE_CHECKING:
@@ -56,7 +55,6 @@ def export(
             print(json.dumps(card, indent=2))
             return
         answers.print(_table(card))
-        say = functools.partial(answers.print, markup=False, highlight=False, soft_wrap=True)
         say(f"Written to {out}: {', '.join(export['file'] for export in card['exports'])}, model_card.md, .json")
 
 
@@ -82,14 +80,13 @@ def _exported(
 ) -> dict[str, Any]:
     """Exports, measures, and writes the card, which it returns."""
     from spkd_keras.export import Exporter
-    from spkd_keras.export.card import on_this_machine, write_card
+    from spkd_keras.export.card import write_card
     from spkd_keras.export.latency import measure
     from spkd_keras.export.run import resize_of, some
     from spkd_keras.export.runners import load_runner
     from spkd_keras.training.build import telling
     from spkd_keras.training.folder import check_writable
 
-    say = functools.partial(notices.print, markup=False, highlight=False, soft_wrap=True)
     check_writable(out)
     student, splits = finished.student(), finished.splits()
     pixels, labels = some(splits.test, check)
@@ -107,13 +104,13 @@ def _exported(
         for name in names:
             precision = None if name == "saved_model" else quantize
             if precision != quantize:
-                say("saved_model: float32, for there is no SavedModel in less precision")
+                notice("saved_model: float32, for there is no SavedModel in less precision")
             path = out / _file_name(name, precision)
-            say(f"Exporting {path}")
+            notice(f"Exporting {path}")
             with quiet_standard_error():  # what the converters print for their developers, from C++
                 export = exporter.write(path, name, reference, precision, calibration, largest_drop)
                 latency = measure(load_runner(path), pixels[:LATENCY_IMAGES])
-            exports.append({**export.as_dict(), "latency": on_this_machine(latency)})
+            exports.append({**export.as_dict(), "latency": latency})
         float32_bytes = 4 * student.count_params()
         return write_card(out, finished.story(student), exporter.metadata, exports, float32_bytes)
 

@@ -7,6 +7,7 @@ import typer
 
 from spkd_keras.experiment import Experiment, ExperimentError, load_experiment
 
+File = Annotated[Path, typer.Argument(help="The experiment, a YAML file.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Folder for the runs; each goes to OUT/EXPERIMENT/METHOD-seedK.")]
 Overrides = Annotated[
     list[str] | None,

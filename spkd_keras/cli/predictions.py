@@ -1,6 +1,5 @@
 """The commands that classify pictures and evaluate networks, from a file of any format."""
 
-import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from spkd_keras.cli.app import app
-from spkd_keras.cli.console import FAILED, answers, clear_errors, notices, quiet_standard_error, starting_tensorflow
+from spkd_keras.cli.console import (
+    FAILED,
+    answers,
+    clear_errors,
+    notice,
+    quiet_standard_error,
+    say,
+    starting_tensorflow,
+)
 from spkd_keras.experiment import Data, ExperimentError, load_experiment, override, validated
 
 if TYPE_CHECKING:
@@ -61,9 +68,7 @@ def predict(
                 rows, unreadable = _predicted(load_runner(model), files, top, resize)
             problems = [*missing, *unreadable]
         for problem in problems:
-            notices.print(
-                f"spkd: {problem['file']} {problem['problem']}", markup=False, highlight=False, soft_wrap=True
-            )
+            notice(f"spkd: {problem['file']} {problem['problem']}")
         if as_json:
             print(json.dumps({"model": str(model), "predictions": rows, "problems": problems}, indent=2))
         else:
@@ -222,7 +227,6 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
 
 
 def _show_evaluation(answer: dict[str, Any]) -> None:
-    say = functools.partial(answers.print, markup=False, highlight=False, soft_wrap=True)
     roles = [role for role in ("model", "teacher") if role in answer]
     for role in roles:
         result = answer[role]

@@ -5,7 +5,7 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from spkd_keras.cli.console import notices
+from spkd_keras.cli.console import notice, notices
 from spkd_keras.observer import Observer
 
 
@@ -45,9 +45,9 @@ class ProgressObserver(Observer):
         """Prints what was found, and what the runs will take."""
         self.bars.update(self.total, note="")
         for finding in findings:
-            _say(f"{finding['severity']}: {finding['place']}: {finding['found']} {finding['advice']}".rstrip())
+            notice(f"{finding['severity']}: {finding['place']}: {finding['found']} {finding['advice']}".rstrip())
         if seconds is not None:
-            _say(f"Expected, one run after the other: {duration(seconds)}")
+            notice(f"Expected, one run after the other: {duration(seconds)}")
 
     def cached(self, done: int, entries: int) -> None:
         """Says how much of the teacher's cache is computed."""
@@ -60,7 +60,7 @@ class ProgressObserver(Observer):
 
     def noticed(self, text: str) -> None:
         """Prints it."""
-        _say(text)
+        notice(text)
 
     def advanced(self, run: str, epochs_done: float) -> None:
         """Moves the run's bar within an epoch."""
@@ -79,7 +79,7 @@ class ProgressObserver(Observer):
     def completed(self, run: str, summary: dict[str, Any]) -> None:
         """Prints a line for the run in the place of its bar."""
         self._end(run)
-        _say(
+        notice(
             f"{run}: test error {summary['test_error']:.2%}, "
             f"{summary['epochs']} epochs in {summary['wall_seconds']:.0f} s"
         )
@@ -87,7 +87,7 @@ class ProgressObserver(Observer):
     def failed(self, run: str, reason: str) -> None:
         """Prints why, in the place of the run's bar."""
         self._end(run)
-        _say(f"{run} failed: {reason}")
+        notice(f"{run} failed: {reason}")
 
     def _end(self, run: str) -> None:
         task = self.current.pop(run, None)
@@ -102,7 +102,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _say(line: str) -> None:
-    notices.print(line, highlight=False, markup=False, soft_wrap=True)

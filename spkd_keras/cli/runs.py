@@ -1,6 +1,5 @@
 """The commands that run experiments and report on them."""
 
-import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from spkd_keras.cli.app import app
-from spkd_keras.cli.console import answers, clear_errors, keras_prints_to_stderr, starting_tensorflow
-from spkd_keras.cli.options import Methods, Out, Overrides, Seeds, read_experiment
+from spkd_keras.cli.console import answers, clear_errors, keras_prints_to_stderr, say, starting_tensorflow
+from spkd_keras.cli.options import File, Methods, Out, Overrides, Seeds, read_experiment
 from spkd_keras.cli.progress import ProgressObserver
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="The experiment, a YAML file.", show_default=False)],
+    file: File,
     out: Out = Path("runs"),
     overrides: Overrides = None,
     methods: Methods = None,
@@ -74,7 +73,6 @@ def _report(runs: Path, out: Path, as_json: bool) -> None:
         return
     for result in results:
         answers.print(_table(result))
-        say = functools.partial(answers.print, markup=False, highlight=False, soft_wrap=True)
         for line in [*reports.verdicts(result), *reports.costs(result)]:
             say(f"  {line}")
         if result.unfinished:

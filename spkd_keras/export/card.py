@@ -1,15 +1,13 @@
 """The model card: what a student is, where it comes from, and what its exports weigh and take."""
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import spkd_keras
-from spkd_keras.export.latency import BATCHES, machine
+from spkd_keras.export.latency import BATCHES
 from spkd_keras.export.metadata import Metadata
+from spkd_keras.training.environment import versions
 from spkd_keras.training.folder import write_json, write_text
 
 JSON, MARKDOWN = "model_card.json", "model_card.md"
@@ -45,16 +43,11 @@ def write_card(
         "class_names": list(metadata.class_names),
         **story,
         "exports": [*kept, *exports],
-        "versions": _versions(),
+        "versions": versions(PACKAGES),
     }
     write_json(folder / JSON, card)
     write_text(folder / MARKDOWN, markdown(card))
     return card
-
-
-def on_this_machine(latency: dict[str, Any]) -> dict[str, Any]:
-    """Adds to a measured latency where it was measured."""
-    return {**latency, "machine": machine()}
 
 
 def _earlier(folder: Path, metadata: Metadata) -> list[dict[str, Any]]:
@@ -66,16 +59,6 @@ def _earlier(folder: Path, metadata: Metadata) -> list[dict[str, Any]]:
         return [export for export in exports if (folder / export["file"]).exists()]
     except (OSError, ValueError, KeyError, TypeError):  # none, or not one of ours
         return []
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "spkd_keras": spkd_keras.__version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def markdown(card: dict[str, Any]) -> str:

@@ -23,10 +23,12 @@ def measure(runner: Runner, pixels: np.ndarray) -> dict[str, Any]:
         pixels: some images for it; they are repeated to fill a batch.
 
     Returns:
-        `threads`, and for each of the `BATCHES` the median and the 95th percentile in milliseconds, and of how many.
+        `threads`, `machine`, and for each of the `BATCHES` the median and the 95th percentile in milliseconds, and of
+        how many.
     """
     return {
         "threads": runner.threads,
+        "machine": machine(),
         "batches": {str(size): _of_batch(runner, np.resize(pixels, (size, *pixels.shape[1:]))) for size in BATCHES},
     }
 

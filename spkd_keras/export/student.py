@@ -21,7 +21,7 @@ from spkd_keras.export.metadata import FORMATS, INPUT_DTYPES, RESIZES, Metadata
 from spkd_keras.export.onnx_format import onnx_bytes
 from spkd_keras.export.runners import load_runner, needing_export_packages
 from spkd_keras.export.serving import Serving
-from spkd_keras.training.folder import PARTIAL, write_json
+from spkd_keras.training.folder import PARTIAL, bring_to_disk, write_json
 
 QUANTIZATIONS = ("float16", "int8")
 QUANTIZABLE = ("litert", "onnx")
@@ -267,9 +267,7 @@ def _replaced(path: Path) -> Path:
 def _give_name(partial: Path, path: Path) -> None:
     """Puts what is whole in its place, on the disk before it gets its name."""
     for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        bring_to_disk(file)
     if path.is_dir():  # a folder with files in it is not replaced in one step: there is none for a moment
         os.rename(path, _replaced(path))
         os.rename(partial, path)

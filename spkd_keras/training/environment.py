@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,7 @@ def environment() -> dict[str, Any]:
     """Returns versions, commit, platform, devices and numbers of threads."""
     cores = len(os.sched_getaffinity(0))
     return {
-        "versions": {
-            "python": platform.python_version(),
-            "spkd_keras": spkd_keras.__version__,
-            **{package: metadata.version(package) for package in PACKAGES},
-        },
+        "versions": versions(PACKAGES),
         "commit": _commit(),
         "platform": platform.platform(),
         "devices": [device.name for device in tf.config.list_physical_devices()],
@@ -33,6 +30,15 @@ def environment() -> dict[str, Any]:
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "as TensorFlow chooses"),
         "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads() or cores,
     }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Returns the versions of Python, of this package and of those among the others that are installed."""
+    found = {"python": platform.python_version(), "spkd_keras": spkd_keras.__version__}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

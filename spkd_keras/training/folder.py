@@ -142,9 +142,9 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
         write(partial)
-        _bring_to_disk(partial)
+        bring_to_disk(partial)
         os.replace(partial, path)
-        _bring_to_disk(path.parent)  # the name
+        bring_to_disk(path.parent)  # the name
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -155,7 +155,8 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
         ) from error
 
 
-def _bring_to_disk(path: Path) -> None:
+def bring_to_disk(path: Path) -> None:
+    """Waits until a file's content, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
