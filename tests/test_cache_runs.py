@@ -2,13 +2,11 @@
 
 import json
 
-import keras
 import numpy as np
 import pytest
 from test_cli import call
-from tiny_experiment import Listener, tiny, weights_of
+from tiny_experiment import Listener, tiny, untrained_teacher, weights_of
 
-from spkd_keras import models
 from spkd_keras.distiller import Distiller
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.training import build, cache_teacher, cached_teacher, run_experiment
@@ -16,11 +14,7 @@ from spkd_keras.training import build, cache_teacher, cached_teacher, run_experi
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """The file of a network that nobody trained."""
-    keras.utils.set_random_seed(5)
-    path = tmp_path_factory.mktemp("teacher") / "teacher.keras"
-    models.wide_resnet(10, 0.5, image_shape=(8, 8, 1)).save(path)
-    return path
+    return untrained_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def cached(folder, teacher, *overrides):

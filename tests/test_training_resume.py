@@ -7,9 +7,8 @@ import signal
 import keras
 import numpy as np
 import pytest
-from tiny_experiment import Listener, assert_same_run, history_of, tiny, weights_of
+from tiny_experiment import Listener, assert_same_run, history_of, tiny, untrained_teacher, weights_of
 
-from spkd_keras import models
 from spkd_keras.training import Interrupted, RunsFailedError, checkpoints, run_experiment, train
 from spkd_keras.training.callbacks import Recorder, Reporter
 
@@ -18,11 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """The file of a network that nobody trained."""
-    keras.utils.set_random_seed(5)
-    path = tmp_path_factory.mktemp("teacher") / "teacher.keras"
-    models.wide_resnet(10, 0.5, image_shape=(8, 8, 1)).save(path)
-    return path
+    return untrained_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def three_epochs(folder, teacher, seed=1):

@@ -6,6 +6,7 @@ import json
 import keras
 import numpy as np
 
+from spkd_keras import models
 from spkd_keras.experiment import load_experiment
 from spkd_keras.observer import Observer
 
@@ -33,6 +34,14 @@ def tiny(folder, *overrides):
     file = folder / "tiny.yaml"
     file.write_text(TINY, encoding="utf-8")
     return load_experiment(file, overrides)
+
+
+def untrained_teacher(folder):
+    """The file of a network that nobody trained, the same one each time."""
+    keras.utils.set_random_seed(5)
+    path = folder / "teacher.keras"
+    models.wide_resnet(10, 0.5, image_shape=(8, 8, 1)).save(path)
+    return path
 
 
 class Listener(Observer):

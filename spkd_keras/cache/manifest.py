@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class Manifest:
     @property
     def bytes_an_entry(self) -> int:
         """In the files, beside their own marks."""
-        return sum(tensor.size for tensor in self.tensors) * np.dtype(self.store).itemsize
+        return bytes_of(self.tensors, self.store)
 
     def write(self, folder: Path) -> None:
         """Writes it into a folder."""
@@ -127,6 +128,11 @@ class Manifest:
                 f"{folder} was computed for something else ({'; '.join(wrong)}). Remove it, or name another folder as "
                 "`teacher.cache.path`."
             )
+
+
+def bytes_of(tensors: Sequence[StoredTensor], store: str) -> int:
+    """Returns what an entry of such tensors takes in the dtype of the files."""
+    return sum(tensor.size for tensor in tensors) * np.dtype(store).itemsize
 
 
 def data_digest(images: AnyImages) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from spkd_keras import models
-from spkd_keras.cache.manifest import Manifest, StoredTensor, data_digest
+from spkd_keras.cache.manifest import Manifest, StoredTensor, bytes_of, data_digest
 from spkd_keras.cache.shards import ShardReader, ShardWriter
 from spkd_keras.cache.sketch import projection, sketch_errors
 from spkd_keras.data import AnyImages, Augmentation, EpochClock, view_batches
@@ -162,8 +162,11 @@ def compute(
     places = _places(teacher, terms)
     tapped = tapped_teacher(teacher, teacher_dtype, list(places))
     run = tf.function(lambda x: tapped(x, training=False)["taps"])
-    tensors, projections = _tensors(tapped, places, sketch, seed)
-    itemsize = np.dtype(store).itemsize
+    tensors = _tensors(tapped, places, sketch)
+    projections = [
+        None if tensor.sketched_from is None else projection(tensor.sketched_from, tensor.size, seed)
+        for tensor in tensors
+    ]
     manifest = Manifest(
         teacher.name,
         models.fingerprint(teacher),
@@ -177,7 +180,7 @@ def compute(
         augmentation.name,
         len(images),
         data_digest(images),
-        max(1, SHARD_BYTES // max(1, sum(tensor.size for tensor in tensors) * itemsize)),
+        max(1, SHARD_BYTES // max(1, bytes_of(tensors, store))),
     )
 
     def values(pixels: Any) -> list[np.ndarray]:
@@ -245,13 +248,11 @@ def _defaults(teacher: keras.Model, places: dict[Tap, bool]) -> dict[str, list[s
     return defaults
 
 
-def _tensors(
-    tapped: Any, places: dict[Tap, bool], sketch: int | None, seed: int
-) -> tuple[tuple[StoredTensor, ...], list[Any]]:
-    """Returns what an entry consists of, and the matrices of the projections."""
+def _tensors(tapped: Any, places: dict[Tap, bool], sketch: int | None) -> tuple[StoredTensor, ...]:
+    """Returns what an entry consists of."""
     if not isinstance(tapped, keras.Model):
         raise ValueError("The teacher must be a functional or built Sequential model, so that its shapes are known.")
-    tensors, projections = [], []
+    tensors = []
     for (tap, sketch_will_do), output in zip(places.items(), tapped.output["taps"], strict=True):
         shape = tuple(output.shape[1:])
         if None in shape:
@@ -259,11 +260,9 @@ def _tensors(
         size = int(np.prod(shape))
         if sketch is not None and sketch_will_do and sketch < size:
             tensors.append(StoredTensor(str(tap), (sketch,), size))
-            projections.append(projection(size, sketch, seed))
         else:
             tensors.append(StoredTensor(str(tap), shape))
-            projections.append(None)
-    return tuple(tensors), projections
+    return tuple(tensors)
 
 
 def bytes_an_entry(
@@ -271,13 +270,7 @@ def bytes_an_entry(
 ) -> int:
     """Returns how large an entry of a cache would be; arguments as those of `compute`."""
     places = _places(teacher, terms)
-    outputs = tapped_teacher(teacher, None, list(places)).output["taps"]
-    sizes = [int(np.prod(output.shape[1:])) for output in outputs]
-    kept = [
-        min(size, sketch) if sketch is not None and will_do else size
-        for size, will_do in zip(sizes, places.values(), strict=True)
-    ]
-    return sum(kept) * np.dtype(store).itemsize
+    return bytes_of(_tensors(tapped_teacher(teacher, None, list(places)), places, sketch), store)
 
 
 def _check_finite(batch: list[np.ndarray], tensors: Sequence[StoredTensor], store: str) -> None:

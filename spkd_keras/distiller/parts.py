@@ -63,3 +63,10 @@ def tap_values(distiller: Distiller, x: Any) -> dict[str, tuple[Any, Any]]:
     _, student_taps = distiller._wiring.run_student(x, training=False, with_taps=True)
     pairs = distiller._wiring.pairs(distiller._wiring.run_teacher(x), student_taps)
     return {name: (teacher, student) for name, teacher, student in pairs}
+
+
+def compared_layers(distiller: Distiller) -> dict[str, tuple[str, str]]:
+    """Returns the names of the layers that each term compares: teacher's and student's, separated by commas."""
+    wiring = distiller._wiring
+    pairs = zip(wiring.terms, wiring.teacher_taps, wiring.student_taps, strict=True)
+    return {name: (", ".join(map(str, teacher)), ", ".join(map(str, student))) for name, teacher, student in pairs}

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from spkd_keras import data
-from spkd_keras.distiller import Distiller, taps
+from spkd_keras.distiller import Distiller, compared_layers
 from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
@@ -104,19 +104,25 @@ def check_experiment(
     if teacher is None and experiment.teacher is not None:
         keras.utils.set_random_seed(0)
         teacher = build.build_network(experiment.teacher, splits.train, "teacher")
-    batches = _batches(experiment, splits)
+    # The batches that the student will see. The teacher's own training has as many of the same images.
+    seed, batch_size = experiment.seeds[0], experiment.data.batch_size
+    augmentation = build.augmentation(experiment.data)
+    dataset = data.training_batches(splits.train, batch_size, seed, data.EpochClock(), augmentation)
+    batches = list(dataset.take(max(BATCHES, -(-TEACHER_IMAGES // batch_size))))
     if teacher is not None and trained:
         observer.checking("the teacher")
         check.teacher, found = check_teacher(teacher, *_images(batches), list(splits.train.class_names))
         check.findings += found
     for name in list(check.runs):
         observer.checking(f"the method {name}")
-        _check_one(check, experiment.single(name, experiment.seeds[0]), splits, teacher, batches, trained, cost)
+        distiller = _check_one(check, experiment.single(name, seed), splits, teacher, batches, trained)
+        if cost and distiller is not None:
+            check.costs[name] = measure(distiller, dataset, splits, experiment)
     if cost and training is not None and not trained:
         observer.checking("the training of the teacher")
         network = build.build_student(training, splits.train)
         distiller = build.build_distiller(None, network, training, TEACHER)
-        check.costs[TEACHER] = measure(distiller, _dataset(training, splits), splits, training)
+        check.costs[TEACHER] = measure(distiller, dataset, splits, training)
         check.runs[TEACHER] = 1
     if cost and teacher is not None:
         check.cache = cached_teacher.size_of(experiment, Path(out) / experiment.name, splits, teacher)
@@ -151,8 +157,8 @@ def _check_one(
     teacher: keras.Model | None,
     batches: list[tuple[Any, Any]],
     trained: bool,
-    cost: bool,
-) -> None:
+) -> Distiller | None:
+    """Tries one method; returns its Distiller, or None if it cannot be built."""
     (name,) = experiment.methods
     place = f"methods.{name}"
     keras.utils.set_random_seed(experiment.seeds[0])
@@ -161,45 +167,13 @@ def _check_one(
         distiller = build.build_distiller(teacher, student, experiment, name)
     except ExperimentError as error:
         check.findings.append(Finding("stop", place, str(error).removeprefix(f"{place}: ")))
-        return
-    check.taps[name] = _taps(distiller)
+        return None
+    check.taps[name] = compared_layers(distiller)
     rows, found = check_method(distiller, batches[:BATCHES], place, trained)
     check.findings += found
     if trained:
         check.parts[name] = rows
-    if cost:
-        check.costs[name] = measure(distiller, _dataset(experiment, splits), splits, experiment)
-
-
-def _taps(distiller: Distiller) -> dict[str, tuple[str, str]]:
-    """The layers that the terms compare, as they were resolved."""
-    resolved = {}
-    for term in distiller.terms:
-        layers = [
-            ", ".join(map(str, taps.resolve(network, named, term.default_tap, role)))
-            for network, named, role in (
-                (distiller.teacher, term.teacher, "teacher"),
-                (distiller.student, term.student, "student"),
-            )
-        ]
-        resolved[str(term.name)] = (layers[0], layers[1])
-    return resolved
-
-
-def _dataset(experiment: Experiment, splits: data.Splits) -> Any:
-    return data.training_batches(
-        splits.train,
-        experiment.data.batch_size,
-        experiment.seeds[0],
-        data.EpochClock(),
-        build.augmentation(experiment.data),
-    )
-
-
-def _batches(experiment: Experiment, splits: data.Splits) -> list[tuple[Any, Any]]:
-    """The first batches that the student will see."""
-    count = max(BATCHES, -(-TEACHER_IMAGES // experiment.data.batch_size))
-    return list(_dataset(experiment, splits).take(count))
+    return distiller
 
 
 def _images(batches: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -156,7 +156,11 @@ def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | No
         return None
     folder = RunFolder(Path(out) / experiment.name, training)
     folder.check_owner()
-    return models.fused(keras.saving.load_model(folder.student)) if folder.finished else None
+    return _load_trained(folder) if folder.finished else None
+
+
+def _load_trained(teacher_run: RunFolder) -> keras.Model:
+    return models.fused(keras.saving.load_model(teacher_run.student))
 
 
 def _run_all(
@@ -211,7 +215,7 @@ def _run_alone(
 def load_teacher(experiment: Experiment, teacher_run: RunFolder | None, splits: data.Splits) -> keras.Model | None:
     """Returns the teacher: the one that a run trained, or the one from the experiment's file; None if there is none."""
     if teacher_run:
-        return models.fused(keras.saving.load_model(teacher_run.student))
+        return _load_trained(teacher_run)
     return experiment.teacher and build.build_network(experiment.teacher, splits.train, "teacher")
 
 

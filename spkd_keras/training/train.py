@@ -149,9 +149,9 @@ class _Training:
             self.folder.path.name, position.epoch, self.recorder.rows[-1] if position.epoch else {}
         )
         if position.batch:  # the metrics must be there before their sums can be put back
-            _, labels = self._batches().element_spec
             classes = len(self.splits.train.class_names)
-            self.distiller.compute_metrics(None, np.zeros([1, *labels.shape[1:]], "int32"), np.zeros([1, classes]))
+            labels = np.zeros((1, classes) if self.augmentation.mixes_labels else (1,), "int32")
+            self.distiller.compute_metrics(None, labels, np.zeros((1, classes)))
         return position
 
     def _batches(self, skip: int = 0) -> Any:
