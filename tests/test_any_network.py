@@ -147,7 +147,7 @@ def test_an_application_has_its_own_preprocessing_and_round_trips(name, argument
         assert "spkd_keras" not in archive.read("config.json").decode()
     loaded = keras.saving.load_model(tmp_path / "network.keras")
     assert_same_weights(model, loaded)
-    np.testing.assert_array_equal(loaded(x), model(x))
+    np.testing.assert_array_equal(models.fused(loaded)(x), model(x))
     np.testing.assert_array_equal(models.in_precision(model, "float32")(x), model(x))
 
 

@@ -68,7 +68,7 @@ def test_saved_files_hold_standard_layers_only(family, tmp_path):
         assert "spkd_keras" not in archive.read("config.json").decode()
     loaded = keras.saving.load_model(tmp_path / "network.keras")
     # Keras' own kernels and ours differ in their last bits; ours put back do not.
-    np.testing.assert_allclose(loaded(images), model(images), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(loaded(images), model(images), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(fused(loaded)(images), model(images))
     assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
     for saved, weight in zip(model.weights, loaded.weights, strict=True):
