@@ -152,6 +152,8 @@ def test_what_is_public_has_a_docstring(module):
         "spkd_keras.report",
         "spkd_keras.plots",
         "spkd_keras.cli",
+        "spkd_keras.export",
+        "spkd_keras.export.formats",
         "spkd_keras.observer",
     ],
 )
