@@ -236,6 +236,38 @@ def test_wrong_use_of_evaluate(places, tmp_path, arguments, said):
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ("0", "1", "2", "3", "4", "5", "6", "7", "9", "8"),
+            "the same classes in another order: number 8 is 9 for",
+        ),
+        (("nought", *NAMES[1:]), "other classes: number 0 is nought for the network and 0 in the data. Give the data"),
+    ],
+)
+def test_classes_that_are_not_those_of_the_data(places, tmp_path, names, said):
+    path = export_student(digit_network(), tmp_path / "a.tflite", "litert", class_names=names).path
+    for arguments in ([path, "digits"], [places["onnx"], "digits", "--teacher", path]):
+        result = call("evaluate", *arguments, "--out", tmp_path / "figures")
+        assert (result.exit_code, result.stdout) == (2, "")
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"spkd: {path} and digits have {said}")
+
+
+def test_a_damaged_summary_is_named(tmp_path, digits):
+    network = tmp_path / "student.keras"
+    digit_network().save(network)
+    summary = tmp_path / "summary.json"
+    summary.write_text("{damaged", encoding="utf-8")
+    result = call("predict", network, digits)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"spkd: {summary}, which has the class names of student.keras, cannot be read (Expecting")
+    summary.write_text("[1, 2]", encoding="utf-8")  # another program's
+    assert json.loads(call("predict", network, digits, "--json").stdout)["problems"] == []
+
+
 def test_another_number_of_classes(tmp_path):
     network = models.wide_resnet(10, 0.25, image_shape=(8, 8, 1), num_classes=3)
     network.save(tmp_path / "three.keras")
