@@ -115,18 +115,6 @@ def test_what_is_allowed_grows_with_large_logits_as_their_rounding_does(differen
                 check.judge(found, None, 0.02, "x.onnx")
 
 
-def test_an_export_replaces_the_one_before(network, tmp_path):
-    other = randomize(small_network(8), seed=1)
-    given, _ = images(3)
-    for name, file in FILES.items():
-        path = tmp_path / file
-        for model in (network, other):
-            export_student(model, path, name)
-        np.testing.assert_allclose(load_runner(path).predict(given)["logits"], logits_of(other, given), atol=1e-5)
-    expected = {name for file in FILES.values() for name in (file, f"{file}.json")}
-    assert {file.name for file in tmp_path.iterdir()} == expected
-
-
 def test_arguments_are_checked(network, tmp_path):
     given, labels = images(4)
     softmax = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(3, activation="softmax")])

@@ -4,26 +4,34 @@ import json
 import os
 import resource
 
+import keras
 import numpy as np
 import pytest
-from architectures import randomize
-from exported import FILES, each_format, exported_network, logits_of
-from networks import images, small_network
+from exported import FILES, each_format, logits_of
+from keras import layers
 
 from spkd_keras.export import export_student, load_runner, placing
 from spkd_keras.training import StorageError
 
-GIVEN, _ = images(3)
+GIVEN = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 2), dtype=np.uint8)
+
+
+def tiny_network(seed):
+    """As small as a network can be; pictures have no two channels, so that a SavedModel has one signature less."""
+    initializer = keras.initializers.RandomNormal(stddev=0.01, seed=seed)
+    return keras.Sequential(
+        [keras.Input((4, 4, 2)), layers.Flatten(), layers.Dense(64, kernel_initializer=initializer), layers.Dense(3)]
+    )
 
 
 @pytest.fixture(scope="module")
 def network():
-    return exported_network()
+    return tiny_network(0)
 
 
 @pytest.fixture(scope="module")
 def other():
-    return randomize(small_network(8), seed=1)
+    return tiny_network(1)
 
 
 class Killed(BaseException):
@@ -90,11 +98,15 @@ def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(network, other, tm
 
 
 @each_format
-def test_no_text_is_beside_another_model(network, other, tmp_path, monkeypatch, kind):
+def test_an_export_replaces_the_one_before_and_no_text_is_beside_another_model(
+    network, other, tmp_path, monkeypatch, kind
+):
     path = tmp_path / FILES[kind]
     beside = path.with_name(f"{path.name}.json")
     for written in (network, other):
         export = export_student(written, path, kind)
+        assert says(path, written)
+        assert names(tmp_path) == sorted([path.name, beside.name])
         told = json.loads(beside.read_text(encoding="utf-8"))
         assert told["sha256"] == export.sha256 == placing.digest(path)
     export_and_kill(monkeypatch, "replace", f".partial-{path.name}.json", network, path, kind)

@@ -171,7 +171,5 @@ def test_lazy_names_are_all_there():
         spkd_keras.Distillery  # noqa: B018
     for name in spkd_keras.export.__all__:
         assert getattr(spkd_keras.export, name) is not None
-    with pytest.raises(
-        AttributeError, match=r"'spkd_keras.export' has no attribute 'litert'. Available: FORMATS"
-    ):
+    with pytest.raises(AttributeError, match=r"'spkd_keras.export' has no attribute 'litert'. Available: FORMATS"):
         spkd_keras.export.litert  # noqa: B018
