@@ -154,8 +154,8 @@ class Exporter:
         names = tuple(map(str, range(classes) if class_names is None else class_names))
         if len(names) != classes:
             raise ValueError(f"`class_names` must have {classes} names, one for each logit. Received: {len(names)}.")
-        digest = models.fingerprint(model)
-        self.metadata = Metadata(shape, names, input_dtype, resize, None, digest, model.name, licence)
+        weights = models.fingerprint(model)
+        self.metadata = Metadata(shape, names, input_dtype, resize, None, weights, model.name, licence)
 
     def reference(self, images: np.ndarray | None, labels: np.ndarray | None, of: str = "given images") -> Reference:
         """Returns what the network says of images to compare on.
