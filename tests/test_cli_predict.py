@@ -113,7 +113,10 @@ def test_a_large_picture_is_stretched_when_asked_for(places, digits):
 
 def test_photos_are_cropped_as_they_were_evaluated(tmp_path):
     photo_folder(tmp_path / "photos", {"train": 2, "test": 3})
-    network = randomize(models.wide_resnet(10, 0.25, image_shape=(16, 16, 3), num_classes=2))
+    layers = keras.layers
+    network = randomize(
+        keras.Sequential([keras.Input((16, 16, 3)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(2)])
+    )
     splits = data.load("image_folder", path=str(tmp_path / "photos"), image_size=16, validation=0)
     ((pixels, _),) = data.evaluation_batches(splits.test, 6)
     names = splits.test.class_names
@@ -234,6 +237,38 @@ def test_wrong_use_of_evaluate(places, tmp_path, arguments, said):
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ("0", "1", "2", "3", "4", "5", "6", "7", "9", "8"),
+            "the same classes in another order: number 8 is 9 for",
+        ),
+        (("nought", *NAMES[1:]), "other classes: number 0 is nought for the network and 0 in the data. Give the data"),
+    ],
+)
+def test_classes_that_are_not_those_of_the_data(places, tmp_path, names, said):
+    path = export_student(digit_network(), tmp_path / "a.tflite", "litert", class_names=names).path
+    arguments = [places["onnx"], "digits", "--teacher", path] if names[0] == "0" else [path, "digits"]
+    result = call("evaluate", *arguments, "--out", tmp_path / "figures")
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"spkd: {path} and digits have {said}")
+
+
+def test_a_damaged_summary_is_named(tmp_path, digits):
+    network = tmp_path / "student.keras"
+    digit_network().save(network)
+    summary = tmp_path / "summary.json"
+    summary.write_text("{damaged", encoding="utf-8")
+    result = call("predict", network, digits)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"spkd: {summary}, which has the class names of student.keras, cannot be read (Expecting")
+    summary.write_text("[1, 2]", encoding="utf-8")  # another program's
+    assert json.loads(call("predict", network, digits, "--json").stdout)["problems"] == []
 
 
 def test_another_number_of_classes(tmp_path):

@@ -66,6 +66,15 @@ def test_an_evaluation_holds_all_of_it():
     assert [row["class"] for row in result["per_class"]] == list(NAMES)
 
 
+def test_the_first_class_of_another_name():
+    assert evaluation.differing_class(NAMES, NAMES) is None
+    assert evaluation.differing_class(NAMES, ["cat", "owl", "dog"]) == 1
+    assert evaluation.differing_class(NAMES, ("lynx", "dog", "owl")) == 0
+    assert evaluation.differing_class(None, NAMES) is None
+    assert evaluation.differing_class(("0", "1", "2"), NAMES) is None, "numbers stand for names that were not given"
+    assert evaluation.differing_class(NAMES, ("0", "1", "2")) == 0
+
+
 def test_a_student_against_its_teacher():
     teacher = np.array([0, 0, 0, 1, 2, 1])
     assert evaluation.against(teacher, PREDICTED, LABELS) == {

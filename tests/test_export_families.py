@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from architectures import randomize
 
 from spkd_keras import models
-from spkd_keras.export import FORMATS, export_student
+from spkd_keras.export import FORMATS, Exporter
+from spkd_keras.export.formats import QUANTIZABLE, SUFFIXES
 
 SMALL = {"num_classes": 10, "image_shape": (32, 32, 3)}
 NETWORKS = {
@@ -27,9 +29,9 @@ NETWORKS = {
     "shufflenet_v2-0.5": functools.partial(models.shufflenet_v2, 0.5, **SMALL),
     "shufflenet_v2-1": functools.partial(models.shufflenet_v2, 1.0, **SMALL),
 }
-# Beside whose few weights an int8 file's graph counts most.
-NARROWEST = ("wide_resnet-0.5", "resnet-16", "mobilenet-0.25", "mobilenet_v2-0.35", "shufflenet_v2-0.5")
-SUFFIXES = {"saved_model": "", "litert": ".tflite", "onnx": ".onnx"}
+# Random weights use their ranges badly: MobileNetV2 loses a tenth where no other family loses anything.
+INT8_DROP = 0.15
+RIDGE = 0.3  # of the mean eigenvalue; with less, the last layer of a random network magnifies float32's rounding
 # A stranger's program: reads the files with the runtimes alone, and could not import our package.
 STRANGER = """
 import json, sys
@@ -41,37 +43,60 @@ sys.meta_path.insert(0, Blocked())
 import numpy as np, onnxruntime, tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 pixels = np.load("pixels.npy")
-worst = {}
+worst, same = {}, {}
 for name in json.load(open("names.json")):
+    logits = np.load(name + ".npy")
+    session, saved = onnxruntime.InferenceSession(name + ".onnx"), tf.saved_model.load(name)
+    lite = Interpreter(name + ".tflite").get_signature_runner()
+    session8, lite8 = onnxruntime.InferenceSession(name + "-int8.onnx"), Interpreter(name + "-int8.tflite")
+    lite8 = lite8.get_signature_runner()
     found = []
     for count in (1, 7, 32):
-        batch, expected = pixels[:count], np.load(name + ".npy")[:count]
-        session = onnxruntime.InferenceSession(name + ".onnx")
-        found += [np.abs(session.run(["logits"], {"image": batch})[0] - expected).max()]
-        found += [np.abs(Interpreter(name + ".tflite").get_signature_runner()(image=batch)["logits"] - expected).max()]
-        saved = tf.saved_model.load(name)
-        found += [np.abs(saved.signatures["serving_default"](image=tf.constant(batch))["logits"] - expected).max()]
+        batch, expected = pixels[:count], logits[:count]
         as_float = tf.constant(batch.astype("float32"))
-        found += [np.abs(saved.signatures["serving_float32"](image=as_float)["logits"] - expected).max()]
         as_png = tf.constant([tf.io.encode_png(image).numpy() for image in batch])
-        found += [np.abs(saved.signatures["serving_bytes"](image_bytes=as_png)["logits"] - expected).max()]
-    worst[name] = float(max(found))
+        for outputs in (
+            session.run(["logits"], {"image": batch})[0],
+            lite(image=batch)["logits"],
+            saved.signatures["serving_default"](image=tf.constant(batch))["logits"],
+            saved.signatures["serving_float32"](image=as_float)["logits"],
+            saved.signatures["serving_bytes"](image_bytes=as_png)["logits"],
+        ):
+            found.append(np.abs(outputs - expected).max())
+    worst[name], classes, agreed = float(max(found)), logits.argmax(axis=1), []
+    for run in (
+        lambda batch: session8.run(["logits"], {"image": batch})[0],
+        lambda batch: lite8(image=batch)["logits"],
+    ):
+        parts = [run(pixels[start:end]) for start, end in ((0, 1), (1, 8), (8, 40))]
+        agreed.append(np.mean(np.concatenate(parts).argmax(axis=1) == classes[:40]))
+    same[name] = float(min(agreed))
 assert not any(module.split(".")[0] == "spkd_keras" for module in sys.modules)
-print(json.dumps(worst))
+print(json.dumps([worst, same]))
 """
 
 
-def smooth_images(count):
-    """Blobs of colour, which tell classes apart better than noise."""
-    coarse = np.random.default_rng(0).uniform(0, 256, (count, 3, 3, 3))
-    return np.asarray(tf.image.resize(coarse, (32, 32))).astype("uint8")
+def classes_of_blobs(count):
+    """Blobs of colour, one for each of ten classes, with noise; and the classes."""
+    random = np.random.default_rng(0)
+    blobs = np.asarray(tf.image.resize(random.uniform(0, 256, (10, 3, 3, 3)), (32, 32)))
+    labels = np.arange(count) % 10
+    return (blobs[labels] + random.normal(0, 3, (count, 32, 32, 3))).clip(0, 255).astype("uint8"), labels
 
 
-def with_usual_logits(network, pixels):
-    """Makes the largest logit 10 at most; a random network's may be in the hundreds, where float32 rounds to 1e-4."""
+def with_trained_head(network, pixels, labels):
+    """Fits the last layer by ridge regression.
+
+    Without it the classes of random weights are so near to each other that one cannot say what int8 loses.
+    """
     head = network.get_layer("logits")
-    factor = min(1.0, 10 / np.abs(network.predict_on_batch(pixels)).max())
-    head.set_weights([factor * weight for weight in head.get_weights()])
+    features = keras.Model(network.input, head.input).predict_on_batch(pixels).astype("float64")
+    mean = features.mean(axis=0)
+    centred = features - mean
+    targets = np.where(labels[:, None] == np.arange(10), 2.5, -0.5)
+    gram = centred.T @ centred
+    kernel = np.linalg.solve(gram + RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), centred.T @ targets)
+    head.set_weights([kernel, targets.mean(axis=0) - mean @ kernel])
     return network
 
 
@@ -95,31 +120,32 @@ def assert_holds_the_student_alone(network, export):
 
 @pytest.mark.slow
 def test_every_family_leaves_in_every_format_as_the_student(tmp_path):
-    pixels = smooth_images(64)
+    pixels, labels = classes_of_blobs(64)
     np.save(tmp_path / "pixels.npy", pixels)
     for name, build in NETWORKS.items():
-        network = with_usual_logits(randomize(build()), pixels)
-        logits = network.predict_on_batch(pixels)
-        np.save(tmp_path / f"{name}.npy", logits)
-        labels = logits.argmax(axis=1)
+        network = with_trained_head(randomize(build()), pixels, labels)
+        np.save(tmp_path / f"{name}.npy", network.predict_on_batch(pixels))
+        exporter = Exporter(network)
+        reference = exporter.reference(pixels, labels)
         for kind in FORMATS:
-            export = export_student(network, tmp_path / (name + SUFFIXES[kind]), kind, images=pixels, labels=labels)
+            export = exporter.write(tmp_path / f"{name}{SUFFIXES[kind]}", kind, reference)
             assert_holds_the_student_alone(network, export)
-            assert export.check.agreement == export.check.export_accuracy == 1.0
+            assert export.check.student_accuracy > 0.9
+            assert export.check.agreement == 1.0
+            assert export.check.accuracy_drop == 0.0
             assert export.check.largest_difference < 1e-4
-        for kind in FORMATS[1:] if name in NARROWEST else ():
+        for kind in QUANTIZABLE:
             path = tmp_path / f"{name}-int8{SUFFIXES[kind]}"
-            # Of random weights the size alone is judged: their classes are near to each other.
-            given = {"images": pixels, "labels": labels, "calibration": pixels, "largest_drop": 1.0}
-            export = export_student(network, path, kind, quantize="int8", **given)
+            export = exporter.write(path, kind, reference, "int8", pixels, INT8_DROP)
             assert_holds_the_student_alone(network, export)
-            assert 0 <= export.check.export_accuracy <= 1
+            assert export.check.agreement >= 1 - INT8_DROP
     (tmp_path / "names.json").write_text(json.dumps(list(NETWORKS)), encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", STRANGER], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    differences = json.loads(done.stdout)
+    differences, agreements = json.loads(done.stdout)
     assert list(differences) == list(NETWORKS)
     assert max(differences.values()) < 1e-4
+    assert min(agreements.values()) >= 1 - INT8_DROP

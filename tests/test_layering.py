@@ -152,6 +152,8 @@ def test_what_is_public_has_a_docstring(module):
         "spkd_keras.report",
         "spkd_keras.plots",
         "spkd_keras.cli",
+        "spkd_keras.export",
+        "spkd_keras.export.formats",
         "spkd_keras.observer",
     ],
 )
@@ -167,3 +169,7 @@ def test_lazy_names_are_all_there():
     assert set(spkd_keras.__all__) <= set(dir(spkd_keras))
     with pytest.raises(AttributeError, match=r"no attribute 'Distillery'.*Available: Distiller, Term"):
         spkd_keras.Distillery  # noqa: B018
+    for name in spkd_keras.export.__all__:
+        assert getattr(spkd_keras.export, name) is not None
+    with pytest.raises(AttributeError, match=r"'spkd_keras.export' has no attribute 'litert'. Available: FORMATS"):
+        spkd_keras.export.litert  # noqa: B018

@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
         with pytest.raises(StorageError) as caught:
             run_experiment(experiment, tmp_path / "runs")
     assert len(str(caught.value).splitlines()) == 1
-    assert "epoch-2-batch-0.npz cannot be written (No space left on device). The last checkpoint is intact." in str(
+    assert "epoch-2-batch-0.npz cannot be written (No space left on device). What was there before is intact." in str(
         caught.value
     )
     assert [file.name for file in (run / "backup").iterdir()] == ["epoch-1-batch-0.npz"]

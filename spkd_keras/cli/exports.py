@@ -12,12 +12,11 @@ from rich.table import Table
 from spkd_keras.cli.app import app
 from spkd_keras.cli.console import answers, clear_errors, notice, quiet_standard_error, say, starting_tensorflow
 from spkd_keras.experiment import ExperimentError, unknown
+from spkd_keras.export.formats import FORMATS, INPUT_DTYPES, QUANTIZATIONS, SUFFIXES, UNSPECIFIED
 
 if TYPE_CHECKING:
     from spkd_keras.export.run import FinishedRun
 
-FORMATS = ("saved_model", "litert", "onnx")
-QUANTIZATIONS = ("float16", "int8")
 CALIBRATION_IMAGES = 256
 LATENCY_IMAGES = 32
 
@@ -35,7 +34,10 @@ def export(
         float, typer.Option(min=0, help="Points of accuracy that float16 or int8 may lose on them.")
     ] = 2.0,
     input_dtype: Annotated[str, typer.Option("--input", help="Of the pixels: uint8 or float32.")] = "uint8",
-    licence: Annotated[str, typer.Option(help="Of the weights, for the model card.")] = "unspecified",
+    licence: Annotated[
+        str | None,
+        typer.Option(help="Of the weights, for the model card. Default: what the card has.", show_default=False),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder. Default: RUN/export.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the model card as JSON.")] = False,
 ) -> None:
@@ -46,6 +48,8 @@ def export(
             raise ExperimentError(f"--quantize: {unknown('precision', quantize, QUANTIZATIONS)}")
         if quantize is not None and names == ["saved_model"]:
             raise ExperimentError("--quantize is for litert and onnx. A SavedModel is float32.")
+        if input_dtype not in INPUT_DTYPES:
+            raise ExperimentError(f"--input: {unknown('pixels', input_dtype, INPUT_DTYPES)}")
         with starting_tensorflow():
             from spkd_keras.export.run import FinishedRun
         finished = FinishedRun(run)
@@ -75,15 +79,16 @@ def _exported(
     check: int,
     largest_drop: float,
     input_dtype: str,
-    licence: str,
+    licence: str | None,
     out: Path,
 ) -> dict[str, Any]:
-    """Exports, measures, and writes the card, which it returns."""
+    """Exports, measures, and writes the card after each export, so that one that fails loses nothing of the others."""
     from spkd_keras.export import Exporter
-    from spkd_keras.export.card import write_card
+    from spkd_keras.export.card import earlier_licence, write_card
     from spkd_keras.export.latency import measure
     from spkd_keras.export.run import resize_of, some
     from spkd_keras.export.runners import load_runner
+    from spkd_keras.models import fingerprint
     from spkd_keras.training.build import telling
     from spkd_keras.training.folder import check_writable
 
@@ -91,14 +96,15 @@ def _exported(
     student, splits = finished.student(), finished.splits()
     pixels, labels = some(splits.test, check)
     calibration = some(splits.train, CALIBRATION_IMAGES)[0] if quantize == "int8" else None
-    exports = []
+    story, float32_bytes = finished.story(student), 4 * student.count_params()
+    card: dict[str, Any] = {}
     with telling("export"):
         exporter = Exporter(
             student,
             splits.test.class_names,
             input_dtype=input_dtype,
             resize=resize_of(splits.test),
-            licence=licence,
+            licence=licence or earlier_licence(out, fingerprint(student)) or UNSPECIFIED,
         )
         reference = exporter.reference(pixels, labels, f"test images of {finished.experiment.data.name}")
         for name in names:
@@ -110,14 +116,14 @@ def _exported(
             with quiet_standard_error():  # what the converters print for their developers, from C++
                 export = exporter.write(path, name, reference, precision, calibration, largest_drop)
                 latency = measure(load_runner(path), pixels[:LATENCY_IMAGES])
-            exports.append({**export.as_dict(), "latency": latency})
-        float32_bytes = 4 * student.count_params()
-        return write_card(out, finished.story(student), exporter.metadata, exports, float32_bytes)
+            card = write_card(out, story, exporter.metadata, {**export.as_dict(), "latency": latency}, float32_bytes)
+    return card
 
 
 def _file_name(name: str, precision: str | None) -> str:
-    stem = "student" if precision is None else f"student-{precision}"
-    return {"saved_model": "saved_model", "litert": f"{stem}.tflite", "onnx": f"{stem}.onnx"}[name]
+    if name == "saved_model":
+        return name
+    return ("student" if precision is None else f"student-{precision}") + SUFFIXES[name]
 
 
 def _table(card: dict[str, Any]) -> Table:

@@ -20,13 +20,14 @@ from spkd_keras.cli.console import (
     starting_tensorflow,
 )
 from spkd_keras.experiment import Data, ExperimentError, load_experiment, override, validated
+from spkd_keras.export.formats import RESIZES
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from spkd_keras.data import AnyImages
     from spkd_keras.export import Runner
 
-RESIZES = ("crop", "stretch")
 PARTS = ("test", "validation", "train")
 MOST_SHOWN_CLASSES = 50
 AT_A_TIME = 256  # pictures or images of which the pixels are in memory
@@ -49,7 +50,8 @@ def predict(
         str | None,
         typer.Option(
             help="How a picture of another size is brought to the network's: crop takes the middle, stretch scales "
-            "both sides. Default: crop for a student of photos, else none is.",
+            "both sides. Default: crop for an export of a student of photos; all else, .keras files and runs too, "
+            "takes pictures of its very size alone.",
             show_default=False,
         ),
     ] = None,
@@ -71,7 +73,7 @@ def predict(
             notice(f"spkd: {problem['file']} {problem['problem']}")
         if as_json:
             print(json.dumps({"model": str(model), "predictions": rows, "problems": problems}, indent=2))
-        else:
+        elif rows:
             _show_predictions(rows)
         if problems:
             raise typer.Exit(FAILED)
@@ -173,6 +175,11 @@ def _data(text: str, overrides: list[str]) -> Data:
     if path.suffix in (".yaml", ".yml") or (path / "experiment.yaml").is_file():
         file = path / "experiment.yaml" if path.is_dir() else path
         plain = load_experiment(file).data.model_dump()
+    elif path.is_dir() and text != path.name:
+        raise ExperimentError(
+            f"{text} is not a run's folder (it has no experiment.yaml). For a folder of photos give image_folder "
+            f"--set path={text} --set image_size=224, with the size that the network takes."
+        )
     else:
         plain = {"name": text, "batch_size": 2}
     for assignment in overrides:
@@ -186,7 +193,7 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
     from spkd_keras import plots
     from spkd_keras.export import evaluation
     from spkd_keras.export.run import in_batches
-    from spkd_keras.export.runners import by_side, fits, load_runner
+    from spkd_keras.export.runners import load_runner
     from spkd_keras.training.build import load_data
     from spkd_keras.training.folder import check_writable
 
@@ -195,12 +202,8 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
     images = getattr(load_data(spec), part)
     if images is None:
         raise ExperimentError(f"{spec.name} has no {part} images: nothing is held out.")
-    for path, runner in zip(paths.values(), runners.values(), strict=True):
-        if not fits(images.image_shape, runner.image_shape):
-            raise ExperimentError(
-                f"{path} takes images of {by_side(runner.image_shape)}. Received: {spec.name} with images of "
-                f"{by_side(images.image_shape)}."
-            )
+    for role, runner in runners.items():
+        _check_takes(paths[role], runner, spec.name, images)
     check_writable(out)
     parts: dict[str, list[dict[str, Any]]] = {role: [] for role in runners}
     for pixels in in_batches(images, AT_A_TIME):
@@ -210,11 +213,6 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
     predicted = {}
     for role, path in paths.items():
         outputs = {name: np.concatenate([piece[name] for piece in parts[role]]) for name in parts[role][0]}
-        classes = outputs["logits"].shape[-1]
-        if classes != len(images.class_names):
-            raise ExperimentError(
-                f"{path} has {classes} classes. Received: {spec.name} with {len(images.class_names)} classes."
-            )
         predicted[role] = outputs["logits"].argmax(axis=-1)
         results = evaluation.evaluate(outputs, images.labels, images.class_names)
         figure = plots.confusion_matrix(
@@ -224,6 +222,32 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
     if teacher is not None:
         answer["against_teacher"] = evaluation.against(predicted["teacher"], predicted["model"], images.labels)
     return answer
+
+
+def _check_takes(path: Path, runner: "Runner", name: str, images: "AnyImages") -> None:
+    """Checks that images are of the network's size and classes.
+
+    Raises:
+        ExperimentError: if not.
+    """
+    from spkd_keras.export.evaluation import differing_class
+    from spkd_keras.export.runners import by_side, fits
+
+    own, given = runner.class_names, images.class_names
+    if not fits(images.image_shape, runner.image_shape):
+        raise ExperimentError(
+            f"{path} takes images of {by_side(runner.image_shape)}. Received: {name} with images of "
+            f"{by_side(images.image_shape)}."
+        )
+    if runner.classes != len(given):
+        raise ExperimentError(f"{path} has {runner.classes} classes. Received: {name} with {len(given)} classes.")
+    number = differing_class(own, given)
+    if own is not None and number is not None:
+        kind = "the same classes in another order" if sorted(own) == sorted(given) else "other classes"
+        raise ExperimentError(
+            f"{path} and {name} have {kind}: number {number} is {own[number]} for the network and {given[number]} in "
+            "the data. Give the data that it was trained on, or export it with the names that belong to its logits."
+        )
 
 
 def _show_evaluation(answer: dict[str, Any]) -> None:

@@ -1,11 +1,32 @@
-"""The student leaves: SavedModel, LiteRT and ONNX, each compared with the student before it gets its name."""
+"""The student leaves: SavedModel, LiteRT and ONNX, each compared with the student before it gets its name.
 
-from spkd_keras.export.check import Check, ExportMismatch
-from spkd_keras.export.folding import inference_network
-from spkd_keras.export.metadata import FORMATS, Metadata
-from spkd_keras.export.runners import Runner, load_runner
-from spkd_keras.export.student import Export, Exporter, export_student
+The names are loaded when they are first used, so that what the command line needs to know of formats does not import
+TensorFlow.
+"""
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spkd_keras.export.check import Check, ExportMismatch
+    from spkd_keras.export.folding import inference_network
+    from spkd_keras.export.formats import FORMATS
+    from spkd_keras.export.metadata import Metadata
+    from spkd_keras.export.runners import Runner, load_runner
+    from spkd_keras.export.student import Export, Exporter, export_student
+
+_PLACES = {
+    "FORMATS": "formats",
+    "Check": "check",
+    "Export": "student",
+    "ExportMismatch": "check",
+    "Exporter": "student",
+    "Metadata": "metadata",
+    "Runner": "runners",
+    "export_student": "student",
+    "inference_network": "folding",
+    "load_runner": "runners",
+}
 __all__ = [
     "FORMATS",
     "Check",
@@ -18,3 +39,13 @@ __all__ = [
     "inference_network",
     "load_runner",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"spkd_keras.export.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'spkd_keras.export' has no attribute {name!r}. Available: {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

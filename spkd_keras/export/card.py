@@ -1,64 +1,79 @@
 """The model card: what a student is, where it comes from, and what its exports weigh and take."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from spkd_keras.export.latency import BATCHES
 from spkd_keras.export.metadata import Metadata
+from spkd_keras.export.placing import alone, digest
 from spkd_keras.training.environment import versions
 from spkd_keras.training.folder import write_json, write_text
 
 JSON, MARKDOWN = "model_card.json", "model_card.md"
+SECONDS = 30.0  # to wait for another export into the same folder to write its line
+KEPT = {"file", "bytes", "sha256", "quantize", "input_dtype", "licence", "check", "latency", "versions"}
 PACKAGES = ("tensorflow", "keras", "numpy", "ai-edge-litert", "onnx", "tf2onnx", "onnxruntime")
 
 
 def write_card(
-    folder: Path, story: dict[str, Any], metadata: Metadata, exports: Sequence[dict[str, Any]], float32_bytes: int
+    folder: Path, story: dict[str, Any], metadata: Metadata, export: dict[str, Any], float32_bytes: int
 ) -> dict[str, Any]:
-    """Writes `model_card.json` and `model_card.md` into the folder of the exports.
+    """Writes `model_card.json` and `model_card.md` into the folder of the exports, or adds an export to them.
 
-    Exports of the same weights that a card in the folder tells of, and that are still there, stay in it.
+    Exports of the same weights that a card in the folder tells of, and that are still there as they were, stay in it,
+    with the licence, the comparison, the latency and the versions that were theirs.
 
     Args:
         folder: of the exports.
         story: of `FinishedRun.story`.
-        metadata: of any of the exports.
-        exports: each as `Export.as_dict` gives it, with `latency` as `measure` gives it.
+        metadata: of the export.
+        export: as `Export.as_dict` gives it, with `latency` as `measure` gives it.
         float32_bytes: of the student's parameters.
 
     Returns:
         The card, as it is in `model_card.json`.
     """
-    new = [export["file"] for export in exports]
-    kept = [export for export in _earlier(folder, metadata) if export["file"] not in new]
-    card = {
-        "name": f"{story['experiment']}: {story['method']}, seed {story['seed']}",
-        "licence": metadata.licence,
-        "weights": metadata.weights,
-        "float32_bytes": float32_bytes,
-        "input": {"name": "image", "shape": list(metadata.image_shape), "pixels": "0 to 255"},
-        "resize": metadata.resize,
-        "class_names": list(metadata.class_names),
-        **story,
-        "exports": [*kept, *exports],
-        "versions": versions(PACKAGES),
-    }
-    write_json(folder / JSON, card)
-    write_text(folder / MARKDOWN, markdown(card))
+    busy = f"The model card in {folder} is being written by another process. Wait for it, and export again."
+    with alone(folder / JSON, SECONDS, busy):
+        _, earlier = _earlier(folder, metadata.weights)
+        kept = [other for other in earlier if other["file"] != export["file"]]
+        card = {
+            "name": f"{story['experiment']}: {story['method']}, seed {story['seed']}",
+            "licence": metadata.licence,
+            "weights": metadata.weights,
+            "float32_bytes": float32_bytes,
+            "input": {"name": "image", "shape": list(metadata.image_shape), "pixels": "0 to 255"},
+            "resize": metadata.resize,
+            "class_names": list(metadata.class_names),
+            **story,
+            "exports": [*kept, {**export, "versions": versions(PACKAGES)}],
+        }
+        write_json(folder / JSON, card)
+        write_text(folder / MARKDOWN, markdown(card))
     return card
 
 
-def _earlier(folder: Path, metadata: Metadata) -> list[dict[str, Any]]:
-    """Returns the exports of a card that is there, if it is of the same weights."""
-    file = folder / JSON
+def earlier_licence(folder: Path, weights: str) -> str | None:
+    """Returns the licence in a card that is there, if it is of the same weights."""
+    return _earlier(folder, weights)[0]
+
+
+def _earlier(folder: Path, weights: str) -> tuple[str | None, list[dict[str, Any]]]:
+    """Returns the licence and the exports of a card that is there, if it is of the same weights."""
     try:
-        card = json.loads(file.read_text(encoding="utf-8"))
-        exports = card["exports"] if card["weights"] == metadata.weights else []
-        return [export for export in exports if (folder / export["file"]).exists()]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or not one of ours
-        return []
+        card = json.loads((folder / JSON).read_text(encoding="utf-8"))
+        if card["weights"] != weights:
+            return None, []
+        exports = [export for export in card["exports"] if export.keys() >= KEPT]
+        return card["licence"], [e for e in exports if _is_there(folder / e["file"], e["sha256"])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or not one of ours
+        return None, []
+
+
+def _is_there(file: Path, sha256: str) -> bool:
+    return file.exists() and digest(file) == sha256
 
 
 def markdown(card: dict[str, Any]) -> str:
@@ -79,11 +94,11 @@ def markdown(card: dict[str, Any]) -> str:
         "## Details",
         "\n".join(
             [
-                f"- Licence: {card['licence']}.",
+                f"- Licence: {_by_file(card['exports'], lambda export: export['licence'])}.",
                 f"- Digest of the student's weights: `{card['weights']}`.",
                 f"- Classes: {', '.join(card['class_names'])}.",
                 f"- Trained with: {_pairs(card['trained_with'])}.",
-                f"- Exported with: {_pairs(card['versions'])}.",
+                f"- Exported with: {_by_file(card['exports'], lambda export: _pairs(export['versions']))}.",
             ]
         ),
     ]
@@ -127,7 +142,8 @@ def _accuracy(accuracy: dict[str, Any]) -> str:
 
 
 def _exports(exports: Sequence[dict[str, Any]]) -> str:
-    columns = ["file", "bytes", "largest difference of logits", "same class, %", "accuracy, student and export, %"]
+    columns = ["file", "bytes", "pixels", "largest difference of logits", "of probabilities", "same class, %"]
+    columns += ["accuracy, student and export, %"]
     columns += [f"batch {size}: median, 95th percentile, ms" for size in BATCHES]
     rows = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for export in exports:
@@ -136,19 +152,36 @@ def _exports(exports: Sequence[dict[str, Any]]) -> str:
         cells = [
             f"`{export['file']}`",
             f"{export['bytes']:,}" + (f" (graph {export['graph_bytes']:,})" if "graph_bytes" in export else ""),
+            export["input_dtype"],
             f"{check['largest_difference']:.1e}",
+            f"{check['probability_difference']:.1e}",
             f"{100 * check['agreement']:.2f}",
             f"{percent(check['student_accuracy'])}, {percent(check['export_accuracy'])}",
             *(f"{time['median_ms']:.2f}, {time['p95_ms']:.2f}" for time in times),
         ]
         rows.append(f"| {' | '.join(cells)} |")
-    compared = exports[-1]["check"]
-    where = {f"{export['latency']['threads']} threads of {export['latency']['machine']}" for export in exports}
+
+    def compared(export: dict[str, Any]) -> str:
+        return f"{export['check']['images']:,} images ({export['check']['of']})"
+
+    def measured(export: dict[str, Any]) -> str:
+        return f"{export['latency']['threads']} threads of {export['latency']['machine']}"
+
     return (
         "\n".join(rows)
-        + f"\n\nCompared with the student in float32 on {compared['images']:,} images: {compared['of']}. "
-        + f"Latency from pixels to logits, measured with {'; '.join(sorted(where))}."
+        + f"\n\nCompared with the student in float32 on {_by_file(exports, compared)}. "
+        + f"Latency from pixels to logits, measured with {_by_file(exports, measured)}."
     )
+
+
+def _by_file(exports: Sequence[dict[str, Any]], told: Callable[[dict[str, Any]], str]) -> str:
+    """Returns what is told of all exports, or, where it differs, of which file what."""
+    files: dict[str, list[str]] = {}
+    for export in exports:
+        files.setdefault(told(export), []).append(f"`{export['file']}`")
+    if len(files) == 1:
+        return next(iter(files))
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in files.items())
 
 
 def percent(fraction: float | None) -> str:

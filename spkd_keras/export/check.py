@@ -11,7 +11,10 @@ from spkd_keras.models import in_precision
 TOLERANCE = 1e-4  # of a float32 export's logits
 # Of the largest logit, where that is above 25: about 32 steps of float32, which sums in another order can differ by.
 RELATIVE_TOLERANCE = 4e-6
+# Of probabilities in less precision from the softmax of the export's own logits: int8 has steps of 1/256.
+SOFTMAX_TOLERANCE = 0.01
 BATCH = 32
+NOISE = "noise"
 
 
 class ExportMismatch(RuntimeError):  # noqa: N818  (a mismatch is what it is)
@@ -26,6 +29,8 @@ class Check(NamedTuple):
         of: what they were, in words.
         largest_difference: of the logits, from the student in float32.
         largest_logit: of the student, without sign.
+        probability_difference: the largest, of the probabilities, from the softmax of the student's logits.
+        softmax_error: the largest, of the probabilities, from the softmax of the export's own logits.
         agreement: fraction of the images for which both predict the same class.
         student_accuracy: of the student as it was trained; None without labels.
         export_accuracy: of the export; None without labels.
@@ -35,6 +40,8 @@ class Check(NamedTuple):
     of: str
     largest_difference: float
     largest_logit: float
+    probability_difference: float
+    softmax_error: float
     agreement: float
     student_accuracy: float | None
     export_accuracy: float | None
@@ -64,17 +71,24 @@ class Reference:
         self.logits = own if is_float32 else _predict(in_precision(student, "float32"), pixels)
         self.accuracy = _accuracy(own, labels)
 
+    @property
+    def is_noise(self) -> bool:
+        """Whether there are no real images."""
+        return self.of == NOISE
+
     def compare(self, runner: Runner) -> Check:
         """Runs an export: the first image alone, then all in batches of 32 with what is left over."""
-        alone = runner.predict(self.pixels[:1])["logits"]
-        logits = runner.predict(self.pixels, BATCH)["logits"]
-        differences = [np.abs(logits - self.logits), np.abs(alone - self.logits[:1])]
-        largest = float(max(difference.max() for difference in differences))  # NaN stays NaN
+        alone, batches = runner.predict(self.pixels[:1]), runner.predict(self.pixels, BATCH)
+        outputs = {name: np.concatenate([alone[name], batches[name]]) for name in batches}
+        expected = np.concatenate([self.logits[:1], self.logits])
+        logits, probabilities = batches["logits"], outputs["probabilities"]
         return Check(
             images=len(self.pixels),
             of=self.of,
-            largest_difference=largest,
-            largest_logit=float(np.abs(self.logits).max()),
+            largest_difference=_largest(outputs["logits"] - expected),
+            largest_logit=_largest(self.logits),
+            probability_difference=_largest(probabilities - _softmax(expected)),
+            softmax_error=_largest(probabilities - _softmax(outputs["logits"])),
             agreement=float(np.mean(np.argmax(logits, axis=-1) == np.argmax(self.logits, axis=-1))),
             student_accuracy=self.accuracy,
             export_accuracy=_accuracy(logits, self.labels),
@@ -85,8 +99,9 @@ def judge(check: Check, quantize: str | None, largest_drop: float, what: str) ->
     """Lets an export pass or not.
 
     Raises:
-        ExportMismatch: if a float32 export's logits differ by more than 1e-4 (of logits above 25, 4e-6 of the largest),
-            or one in less precision loses more than `largest_drop` of the accuracy; without labels, of the agreement.
+        ExportMismatch: if a float32 export's logits or probabilities differ by more than 1e-4 (of logits above 25, 4e-6
+            of the largest), one in less precision loses more than `largest_drop` of the accuracy, or without labels of
+            the agreement, or its probabilities are not the softmax of its logits.
     """
     if quantize is None:
         allowed = max(TOLERANCE, RELATIVE_TOLERANCE * check.largest_logit)
@@ -95,6 +110,12 @@ def judge(check: Check, quantize: str | None, largest_drop: float, what: str) ->
                 f"{what} is not the student: its logits differ by up to {check.largest_difference:.2e} on "
                 f"{check.images} images, where {allowed:g} is allowed; the predicted classes agree on "
                 f"{check.agreement:.2%}. It was removed."
+            )
+        if not check.probability_difference <= allowed:
+            raise ExportMismatch(
+                f"{what} is not the student: its probabilities differ by up to {check.probability_difference:.2e} from "
+                f"the softmax of the student's logits on {check.images} images, where {allowed:g} is allowed. "
+                "It was removed."
             )
         if check.accuracy_drop is not None and check.accuracy_drop > largest_drop:
             # The logits are compared with those of the student in float32, which may be another thing than the student.
@@ -111,6 +132,19 @@ def judge(check: Check, quantize: str | None, largest_drop: float, what: str) ->
             f"{100 * largest_drop:g} are allowed; its logits differ by up to {check.largest_difference:.2e}. "
             "It was removed."
         )
+    if not check.softmax_error <= SOFTMAX_TOLERANCE:
+        raise ExportMismatch(
+            f"{what} gives probabilities that differ by up to {check.softmax_error:.2e} from the softmax of its own "
+            f"logits on {check.images} images, where {SOFTMAX_TOLERANCE:g} is allowed. It was removed."
+        )
+
+
+def _largest(differences: np.ndarray) -> float:
+    return float(np.abs(differences).max())  # NaN stays NaN
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(keras.ops.softmax(logits))
 
 
 def _predict(network: keras.Model, pixels: np.ndarray) -> np.ndarray:

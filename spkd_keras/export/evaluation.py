@@ -1,5 +1,6 @@
 """Figures of merit of a classifier's predictions. NumPy alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,20 @@ def per_class(matrix: np.ndarray, class_names: tuple[str, ...]) -> list[dict[str
         }
         for index, name in enumerate(class_names)
     ]
+
+
+def differing_class(own: Sequence[str] | None, given: Sequence[str]) -> int | None:
+    """Returns the first class whose name differs between a network and data; None if all are the same.
+
+    A network without names, or with the numbers that stand for them, may be of any classes.
+
+    Args:
+        own: the network's names, or None.
+        given: the data's, as many.
+    """
+    if own is None or list(own) == [str(number) for number in range(len(own))]:
+        return None
+    return next((number for number, (a, b) in enumerate(zip(own, given, strict=True)) if a != b), None)
 
 
 def evaluate(outputs: dict[str, np.ndarray], labels: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def _schema() -> Any:
     """Returns the code that Google generates from the file format's schema; LiteRT's package and TensorFlow have it."""
     try:
         from ai_edge_litert import schema_py_generated
-    except ImportError:
+    except ModuleNotFoundError:
         from tensorflow.lite.python import schema_py_generated
     return schema_py_generated
 
@@ -90,7 +90,7 @@ def interpreter(content: bytes, threads: int) -> Any:
     """Returns an interpreter of a LiteRT file: of `ai-edge-litert`, or where that is missing TensorFlow's old one."""
     try:
         from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
+    except ModuleNotFoundError:
         Interpreter = tf.lite.Interpreter  # noqa: N806
     with _without_deprecation():
         return Interpreter(model_content=content, num_threads=threads)

@@ -5,9 +5,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-FORMATS = ("saved_model", "litert", "onnx")
-INPUT_DTYPES = ("uint8", "float32")
-RESIZES = ("crop", "stretch")
 OUTPUTS = ("logits", "probabilities")
 
 

@@ -14,7 +14,9 @@ import tensorflow as tf
 from spkd_keras.distiller import taps
 from spkd_keras.experiment import ExperimentError, Network
 from spkd_keras.export import litert_format, saved_model_format
-from spkd_keras.export.metadata import INPUT_DTYPES, OUTPUTS, Metadata
+from spkd_keras.export.formats import INPUT_DTYPES
+from spkd_keras.export.metadata import OUTPUTS, Metadata
+from spkd_keras.export.placing import is_partial, put_back
 from spkd_keras.training.build import construct
 
 SMALLEST_PROBABILITY = 1e-30  # of which a logarithm is taken
@@ -22,12 +24,19 @@ SMALLEST_PROBABILITY = 1e-30  # of which a logarithm is taken
 
 @contextmanager
 def needing_export_packages() -> Iterator[None]:
-    """Says how to install what only an export needs, where it is missing."""
+    """Says how to install what only an export needs, where it is missing or does not work."""
     try:
         yield
     except ImportError as error:
+        name = error.name or "a package"
+        if isinstance(error, ModuleNotFoundError) and "." not in name:
+            raise ExperimentError(
+                f"{name} is not installed. Install what exports need: pip install 'spkd-keras[export]'."
+            ) from error
+        # It is there, but a library that it loads, or a part of another version of what it imports, is not.
         raise ExperimentError(
-            f"{error.name} is not installed. Install what exports need: pip install 'spkd-keras[export]'."
+            f"{name.partition('.')[0]} is installed and cannot be imported ({' '.join(str(error).split())}). Install "
+            "what exports need again: pip install --force-reinstall 'spkd-keras[export]'."
         ) from error
 
 
@@ -42,10 +51,24 @@ def by_side(shape: Sequence[int | None]) -> str:
 
 
 def _class_names_beside(file: Path) -> tuple[str, ...] | None:
-    """Returns the class names that a run wrote beside its student."""
+    """Returns the class names that a run wrote beside its student.
+
+    Raises:
+        ExperimentError: if its summary cannot be read.
+    """
     summary = file.with_name("summary.json")
-    names = json.loads(summary.read_text(encoding="utf-8")).get("class_names") if summary.is_file() else None
-    return names and tuple(names)
+    if not summary.is_file():
+        return None
+    try:
+        names = json.loads(summary.read_text(encoding="utf-8"))["class_names"]
+        return tuple(map(str, names)) if isinstance(names, list) else None
+    except (KeyError, TypeError):  # of a run before there were names in it, or not a run's
+        return None
+    except (OSError, ValueError) as error:
+        raise ExperimentError(
+            f"{summary}, which has the class names of {file.name}, cannot be read ({error}). Move {file.name} "
+            "elsewhere to use it without names, or delete the summary, and `spkd run` does that run again."
+        ) from error
 
 
 class Runner(abc.ABC):
@@ -54,6 +77,7 @@ class Runner(abc.ABC):
     Attributes:
         path: of the file or folder.
         metadata: of the file; None for a `.keras` file.
+        classes: how many.
         class_names: one for each class, as far as they are known.
         image_shape: (height, width, channels) that it takes; None for a side that may vary.
         input_dtype: of the pixels that it takes.
@@ -64,6 +88,7 @@ class Runner(abc.ABC):
     metadata: Metadata | None = None
     class_names: tuple[str, ...] | None = None
     takes_both = False
+    classes: int
     image_shape: tuple[int | None, ...]
     input_dtype: str
 
@@ -80,7 +105,7 @@ class Runner(abc.ABC):
         if metadata is None:
             raise ValueError("it has no metadata of an export by `spkd export`")
         self.metadata, self.class_names, self.image_shape = metadata, metadata.class_names, metadata.image_shape
-        self.input_dtype = metadata.input_dtype
+        self.classes, self.input_dtype = len(metadata.class_names), metadata.input_dtype
 
     @abc.abstractmethod
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -136,9 +161,10 @@ class KerasRunner(Runner):
         self.network = construct(Network(path=str(file)), str(path))
         self.gives_probabilities = taps.gives_probabilities(self.network, taps.LOGITS)
         self.image_shape = tuple(self.network.inputs[0].shape[1:])
-        self.input_dtype = "float32"
+        self.classes, self.input_dtype = self.network.outputs[0].shape[-1], "float32"
         self.threads = tf.config.threading.get_intra_op_parallelism_threads() or self.threads
-        self.class_names = _class_names_beside(file)
+        names = _class_names_beside(file)
+        self.class_names = names if names and len(names) == self.classes else None
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Runs the network as `model.predict` does, without what that prints."""
@@ -172,8 +198,9 @@ class LiteRTRunner(Runner):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         content = path.read_bytes()
-        self._take(Metadata.from_texts(litert_format.read_texts(content)))
-        self.signature = litert_format.interpreter(content, self.threads).get_signature_runner()
+        with needing_export_packages():
+            self._take(Metadata.from_texts(litert_format.read_texts(content)))
+            self.signature = litert_format.interpreter(content, self.threads).get_signature_runner()
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Calls the signature."""
@@ -198,32 +225,50 @@ class OnnxRunner(Runner):
         return dict(zip(OUTPUTS, self.session.run(list(OUTPUTS), {"image": pixels}), strict=True))
 
 
-SUFFIXES: dict[str, Callable[[Path], Runner]] = {
-    ".keras": KerasRunner,
-    ".tflite": LiteRTRunner,
-    ".onnx": OnnxRunner,
+RUNNERS: dict[str, Callable[[Path], Runner]] = {
+    "keras": KerasRunner,
+    "saved_model": SavedModelRunner,
+    "litert": LiteRTRunner,
+    "onnx": OnnxRunner,
 }
+SUFFIXES = {".keras": "keras", ".tflite": "litert", ".onnx": "onnx"}
 
 
 def load_runner(path: str | Path) -> Runner:
     """Loads a `.keras`, `.tflite` or `.onnx` file, a SavedModel's folder, or a run's folder.
 
     Raises:
-        ExperimentError: if it is none of them, or damaged.
+        ExperimentError: if it is none of them, not whole, or damaged.
     """
     path = Path(path)
+    put_back(path)
     if not path.exists():
         raise ExperimentError(f"The model does not exist: {path}.")
+    if is_partial(path):
+        raise ExperimentError(f"{path} is not whole: it is being written, or a kill left it. Export or train it again.")
     kind = SUFFIXES.get(path.suffix)
     if path.is_dir():
         is_saved_model, is_run = (path / "saved_model.pb").is_file(), (path / "student.keras").is_file()
-        kind = SavedModelRunner if is_saved_model else KerasRunner if is_run else None
+        kind = "saved_model" if is_saved_model else "keras" if is_run else None
     if kind is None:
         raise ExperimentError(
             f"A model is a {', '.join(SUFFIXES)} file, a SavedModel's folder or a run's folder. Received: {path}."
         )
+    return open_runner(kind, path)
+
+
+def open_runner(kind: str, path: Path) -> Runner:
+    """Loads a file, or a SavedModel's folder, of a known format, whatever its name.
+
+    Args:
+        kind: one of `FORMATS`, or "keras".
+        path: of it.
+
+    Raises:
+        ExperimentError: if it is damaged.
+    """
     try:
-        return kind(path)
+        return RUNNERS[kind](path)
     except ExperimentError:
         raise
     except Exception as error:  # whatever the loaders make of a damaged file

@@ -17,9 +17,16 @@ def write_saved_model(serving: Serving, folder: Path) -> None:
 
     `serving_default` takes pixels of the dtype in the metadata, `serving_uint8` and `serving_float32` those of theirs,
     `serving_bytes` takes `image_bytes`, a batch of JPEG or PNG files.
+
+    Raises:
+        OSError: if the folder cannot be written to.
     """
-    # Keras' own `model.export` (3.15) saves the variables under two names, which doubles the file.
-    tf.saved_model.save(serving.module, str(folder), signatures=serving.signatures())
+    signatures = serving.signatures()
+    try:
+        # Keras' own `model.export` (3.15) saves the variables under two names, which doubles the file.
+        tf.saved_model.save(serving.module, str(folder), signatures=signatures)
+    except tf.errors.OpError as error:  # what TensorFlow makes of a full disk
+        raise OSError(error.message.rpartition("; ")[2].partition(" [Op:")[0]) from error
     (folder / METADATA.parent).mkdir()
     (folder / METADATA).write_text(json.dumps(serving.metadata.as_dict(), indent=2) + "\n", encoding="utf-8")
 

@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 
 from spkd_keras.data.augmentation import central_crop, decode
-from spkd_keras.export.metadata import INPUT_DTYPES, Metadata
+from spkd_keras.export.formats import INPUT_DTYPES
+from spkd_keras.export.metadata import Metadata
 
 DECODED_CHANNELS = (1, 3)  # that pictures can be decoded to
 

@@ -1,9 +1,6 @@
 """Exporting a student: converted, compared, and only then given its name."""
 
 import dataclasses
-import hashlib
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,21 +11,27 @@ import numpy as np
 from spkd_keras import models
 from spkd_keras.distiller import taps
 from spkd_keras.export import saved_model_format
-from spkd_keras.export.check import Check, Reference, judge
+from spkd_keras.export.check import NOISE, Check, Reference, judge
 from spkd_keras.export.folding import inference_network
+from spkd_keras.export.formats import (
+    FORMATS,
+    INPUT_DTYPES,
+    QUANTIZABLE,
+    QUANTIZATIONS,
+    RESIZES,
+    SUFFIXES,
+    UNSPECIFIED,
+)
 from spkd_keras.export.litert_format import litert_bytes
-from spkd_keras.export.metadata import FORMATS, INPUT_DTYPES, RESIZES, Metadata
+from spkd_keras.export.metadata import Metadata
 from spkd_keras.export.onnx_format import onnx_bytes
-from spkd_keras.export.runners import load_runner, needing_export_packages
+from spkd_keras.export.placing import Place, digest, is_partial
+from spkd_keras.export.runners import needing_export_packages, open_runner
 from spkd_keras.export.serving import Serving
-from spkd_keras.training.folder import PARTIAL, bring_to_disk, write_json
+from spkd_keras.training.folder import storing
 
-QUANTIZATIONS = ("float16", "int8")
-QUANTIZABLE = ("litert", "onnx")
-SUFFIXES = {"saved_model": "", "litert": ".tflite", "onnx": ".onnx"}
 NOISE_IMAGES = 64
 LARGEST_DROP = 0.02
-UNSPECIFIED = "unspecified"
 
 
 class Export(NamedTuple):
@@ -56,6 +59,8 @@ class Export(NamedTuple):
             "file": self.path.name,
             "format": self.format,
             "quantize": self.metadata.quantize,
+            "input_dtype": self.metadata.input_dtype,
+            "licence": self.metadata.licence,
             **self.sizes,
             "sha256": self.sha256,
             "check": {**self.check._asdict(), "accuracy_drop": self.check.accuracy_drop},
@@ -86,9 +91,11 @@ def export_student(
     Args:
         model: functional or Sequential, of one fixed image size, that gives logits; in any precision. A `Distiller`'s
             `student`, for example.
-        path: of the file, ending in `.tflite` or `.onnx`, or of a SavedModel's folder. What is there is replaced.
+        path: of the file, ending in `.tflite` or `.onnx`, or of a SavedModel's folder. What is there, or what a link
+            there points at, is replaced.
         format: "saved_model", "litert" or "onnx".
-        images: to compare on, real test images, shape (n, height, width, channels), uint8. None is noise.
+        images: to compare on, real test images, shape (n, height, width, channels), uint8. None is noise, which is
+            enough in float32 alone.
         labels: of the images, shape (n,); None reports no accuracy.
         class_names: one for each class; None is their numbers.
         quantize: None for float32; "float16" for weights of half the size; "int8" for integer arithmetic. The last two
@@ -103,10 +110,11 @@ def export_student(
         Where it is, how large, and how it compares.
 
     Raises:
-        ValueError: if an argument is not valid, or the network cannot be exported.
-        ExportMismatch: if the export's logits differ by more than 1e-4 (of logits above 25, 4e-6 of the largest, which
-            is float32's own rounding), or float16 or int8 loses too much accuracy; then nothing is left of it, and what
-            was at the path before is untouched.
+        ValueError: if an argument is not valid, the network cannot be exported, or another process writes there.
+        StorageError: if the file cannot be written; what was at the path before is untouched.
+        ExportMismatch: if the export's logits or probabilities differ by more than 1e-4 (of logits above 25, 4e-6 of
+            the largest, which is float32's own rounding), or float16 or int8 loses too much accuracy; then nothing is
+            left of it, and what was at the path before is untouched.
     """
     exporter = Exporter(model, class_names, input_dtype=input_dtype, resize=resize, licence=licence)
     reference = exporter.reference(images, labels)
@@ -146,8 +154,8 @@ class Exporter:
         names = tuple(map(str, range(classes) if class_names is None else class_names))
         if len(names) != classes:
             raise ValueError(f"`class_names` must have {classes} names, one for each logit. Received: {len(names)}.")
-        digest = models.fingerprint(model)
-        self.metadata = Metadata(shape, names, input_dtype, resize, None, digest, model.name, licence)
+        weights = models.fingerprint(model)
+        self.metadata = Metadata(shape, names, input_dtype, resize, None, weights, model.name, licence)
 
     def reference(self, images: np.ndarray | None, labels: np.ndarray | None, of: str = "given images") -> Reference:
         """Returns what the network says of images to compare on.
@@ -158,7 +166,7 @@ class Exporter:
         if images is None:
             noise = np.random.default_rng(0)
             shape = (NOISE_IMAGES, *self.metadata.image_shape)
-            return Reference(self.model, noise.integers(0, 256, shape, dtype=np.uint8), None, "noise")
+            return Reference(self.model, noise.integers(0, 256, shape, dtype=np.uint8), None, NOISE)
         self._check_pixels("images", images)
         if labels is not None and np.shape(labels) != (len(images),):
             raise ValueError(f"`labels` must have the shape ({len(images)},). Received: {np.shape(labels)}.")
@@ -175,28 +183,19 @@ class Exporter:
     ) -> Export:
         """Writes one export; arguments, result and errors as of `export_student`."""
         self._check_arguments(path, format, quantize, calibration)
+        if quantize is not None and reference.is_noise:
+            raise ValueError(
+                f"`images` must be real test images for {quantize}: noise does not show what it loses. Received: None."
+            )
         metadata = dataclasses.replace(self.metadata, quantize=quantize)
         serving = Serving(self.network, metadata)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{PARTIAL}{path.name}")
-        for left_by_a_kill in (partial, _replaced(path)):
-            _remove(left_by_a_kill)
-        try:
-            if format == "saved_model":
-                saved_model_format.write_saved_model(serving, partial)
-            else:
-                with needing_export_packages():
-                    convert = litert_bytes if format == "litert" else onnx_bytes
-                    partial.write_bytes(convert(serving, calibration))
-            check = reference.compare(load_runner(partial))
+        place = Place(path)
+        with place.held():
+            _write(serving, format, place, calibration)
+            check = reference.compare(open_runner(format, place.partial))
             judge(check, quantize, largest_drop, str(path))
-            sizes = _sizes(partial)
-            export = Export(path, format, metadata, check, sizes, _digest(partial))
-            # Beside it first: a kill in between leaves a text without a model, and no model without its text.
-            write_json(path.with_name(f"{path.name}.json"), {**metadata.as_dict(), **export.as_dict()})
-            _give_name(partial, path)
-        finally:
-            _remove(partial)
+            export = Export(path, format, metadata, check, _sizes(place.partial), digest(place.partial))
+            place.give_name({**metadata.as_dict(), **export.as_dict()})
         return export
 
     def _check_arguments(
@@ -211,6 +210,8 @@ class Exporter:
             _check_choice("quantize", quantize, QUANTIZATIONS)
             if format not in QUANTIZABLE:
                 raise ValueError(f"`quantize` is for {' and '.join(QUANTIZABLE)}. Received: format={format!r}.")
+        if is_partial(path):
+            raise ValueError(f"`path` has a name that is kept for what is not whole. Choose another. Received: {path}.")
         if path.suffix != SUFFIXES[format] and format != "saved_model":
             raise ValueError(f"`path` of {format} must end in {SUFFIXES[format]}. Received: {path}.")
         occupied = path.exists() and path.is_dir() != (format == "saved_model")
@@ -248,36 +249,16 @@ def _shape_and_classes(model: keras.Model) -> tuple[tuple[int, int, int], int]:
     return shapes[0], outputs[0][0]
 
 
+def _write(serving: Serving, format: str, place: Place, calibration: np.ndarray | None) -> None:  # noqa: A002
+    if format == "saved_model":
+        with storing(place.path):
+            saved_model_format.write_saved_model(serving, place.partial)
+        return
+    with needing_export_packages():
+        content = (litert_bytes if format == "litert" else onnx_bytes)(serving, calibration)
+    with storing(place.path):
+        place.partial.write_bytes(content)
+
+
 def _sizes(path: Path) -> dict[str, int]:
     return saved_model_format.sizes(path) if path.is_dir() else {"bytes": path.stat().st_size}
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _replaced(path: Path) -> Path:
-    """Returns the name of a folder that is being replaced."""
-    return path.with_name(f"{PARTIAL}old-{path.name}")
-
-
-def _give_name(partial: Path, path: Path) -> None:
-    """Puts what is whole in its place, on the disk before it gets its name."""
-    for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
-        bring_to_disk(file)
-    if path.is_dir():  # a folder with files in it is not replaced in one step: there is none for a moment
-        os.rename(path, _replaced(path))
-        os.rename(partial, path)
-        _remove(_replaced(path))
-    else:
-        os.replace(partial, path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

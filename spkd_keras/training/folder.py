@@ -17,7 +17,7 @@ PARTIAL = ".partial-"
 
 
 class StorageError(OSError):
-    """A file of a run cannot be written. The message is one clear line; what was there before is intact."""
+    """A file cannot be written. The message is one clear line; what was there before is intact."""
 
 
 class RunFolder:
@@ -141,16 +141,35 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
     """
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
-        write(partial)
-        bring_to_disk(partial)
-        os.replace(partial, path)
-        bring_to_disk(path.parent)  # the name
-    except OSError as error:
+        with storing(path):
+            write(partial)
+            bring_to_disk(partial)
+            os.replace(partial, path)
+            bring_to_disk(path.parent)  # the name
+    except StorageError:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Says in one line what cannot be written, and that nothing is lost by it.
+
+    Args:
+        path: of what is written, which the body replaces in one step at its end.
+
+    Raises:
+        StorageError: if the body raises an OSError.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise StorageError(
-            f"{path} cannot be written ({reason}). The last checkpoint is intact. Make room or make the folder "
+            f"{path} cannot be written ({reason}). What was there before is intact. Make room or make the folder "
             "writable, then give the same command again."
         ) from error
 
