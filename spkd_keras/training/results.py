@@ -33,8 +33,8 @@ def summarise(
         "method": folder.method,
         "seed": folder.seed,
         "test_error": float(np.mean(test_errors)),
-        "test_error_best": best and float(np.mean(_errors(best, splits.test))),
-        "validation_error": splits.validation and float(np.mean(_errors(student, splits.validation))),
+        "test_error_best": best and error_of(best, splits.test),
+        "validation_error": splits.validation and error_of(student, splits.validation),
         "epochs": experiment.schedule.epochs,
         "images": images,
         "wall_seconds": round(seconds, 3),
@@ -51,6 +51,11 @@ def summarise(
         "class_names": list(splits.train.class_names),
         "test_error_by_class": _by_class(test_errors, splits.test),
     }
+
+
+def error_of(network: keras.Model, images: data.AnyImages) -> float:
+    """Returns the fraction of images that are put into a wrong class."""
+    return float(np.mean(_errors(network, images)))
 
 
 def _errors(network: keras.Model, images: data.AnyImages) -> np.ndarray:
