@@ -1,30 +1,13 @@
 """From run folders to tables and figures. Reads files only, and no TensorFlow."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spkd_keras.experiment import BASELINE, TEACHER, ExperimentError, load_experiment
-
-# What a report reads of a summary. There is no best epoch where nothing was held out.
-READ_KEYS = {
-    "test_error": int | float,
-    "test_error_best": int | float | None,
-    "parameters": int | float,
-    "multiply_adds": int | float,
-}
-
-
-class Run(NamedTuple):
-    """A run's folder and what is in its summary; None where the run is not finished."""
-
-    folder: Path
-    experiment: str
-    method: str
-    seed: int
-    summary: dict[str, Any] | None
+from spkd_keras.experiment import BASELINE, TEACHER, ExperimentError, Published
+from spkd_keras.run_files import Run, folds, read_similarities
+from spkd_keras.run_files import read_runs as read_runs  # the first step of every report
 
 
 class MethodResult(NamedTuple):
@@ -38,6 +21,10 @@ class MethodResult(NamedTuple):
         differences: error less the baseline's with the same seed, for the seeds that both have; below 0 is better.
         parameters: of the network.
         multiply_adds: of the network, for one image.
+        epochs: of a run; None where the summaries do not say.
+        images: that a run trained on, each as often as it was seen.
+        wall_seconds: of training, for each seed.
+        published: what others reported, with its source.
     """
 
     method: str
@@ -47,89 +34,70 @@ class MethodResult(NamedTuple):
     differences: list[float]
     parameters: int
     multiply_adds: int
+    epochs: int | None = None
+    images: int | None = None
+    wall_seconds: list[float] = []  # noqa: RUF012  (a tuple's default, which nobody changes)
+    published: Published | None = None
+
+    @property
+    def published_error(self) -> float | None:
+        """In percent."""
+        return self.published.test_error.get(self.method) if self.published else None
 
 
 class ExperimentResult(NamedTuple):
-    """All methods of one experiment, the teacher first, then the baseline."""
+    """All methods of one experiment, the teacher first, then the baseline.
+
+    `unit` is what medians are taken over: "seeds", or "folds" where the experiments of several folds are together.
+    """
 
     name: str
     folder: Path
     methods: list[MethodResult]
     unfinished: list[str]
-
-
-def read_runs(folder: str | Path) -> list[Run]:
-    """Finds the runs in a folder: a run's own, an experiment's, or one with several experiments.
-
-    Raises:
-        ExperimentError: if there are none, or a file in them is damaged.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ExperimentError(
-            f"The folder does not exist: {folder}. Give the folder that `spkd run` wrote, runs/<name>."
-        )
-    runs = []
-    for file in sorted(folder.rglob("experiment.yaml")):
-        experiment = load_experiment(file)
-        method, seed = next(iter(experiment.methods)), experiment.seeds[0]
-        if file.parent.name == f"{method}-seed{seed}":  # else an experiment that the user keeps here
-            summary = _read_summary(file.with_name("summary.json"))
-            runs.append(Run(file.parent, experiment.name, method, seed, summary))
-    if not runs:
-        raise ExperimentError(f"There are no runs in {folder}. Give the folder that `spkd run` wrote, runs/<name>.")
-    return runs
-
-
-def _read_summary(file: Path) -> dict[str, Any] | None:
-    if not file.exists():
-        return None
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-        for key, kind in READ_KEYS.items():
-            if not isinstance(summary[key], kind):
-                raise TypeError(f"{key} is {summary[key]!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExperimentError(
-            f"{file} is damaged ({error!r}). Delete it, and `spkd run` does that run again."
-        ) from error
-    return summary
+    unit: str = "seeds"
 
 
 def summarise(runs: Sequence[Run]) -> list[ExperimentResult]:
-    """Returns the results of each experiment among the runs."""
+    """Returns the results of each experiment among the runs, and of those that are folds of one, taken together."""
     results = []
     for name, root in dict.fromkeys((run.experiment, run.folder.parent) for run in runs):
         own = [run for run in runs if (run.experiment, run.folder.parent) == (name, root)]
-        finished = {(run.method, run.seed): run.summary for run in own if run.summary}
-        methods = sorted({method for method, _ in finished}, key=lambda m: (m != TEACHER, m != BASELINE, m))
-        results.append(
-            ExperimentResult(
-                name,
-                root,
-                [_method_result(method, finished) for method in methods],
-                [run.folder.name for run in own if run.summary is None],
-            )
-        )
+        results.append(_result(name, root, own))
+    for name, root, own in folds(runs):
+        results.append(_result(name, root, own)._replace(unit="folds"))
     return results
 
 
-def _method_result(method: str, finished: dict[tuple[str, int], dict[str, Any]]) -> MethodResult:
-    summaries = {seed: summary for (name, seed), summary in sorted(finished.items()) if name == method}
+def _result(name: str, root: Path, runs: Sequence[Run]) -> ExperimentResult:
+    finished = {(run.method, run.seed): run for run in runs if run.summary}
+    methods = sorted({method for method, _ in finished}, key=lambda m: (m != TEACHER, m != BASELINE, m))
+    unfinished = [run.folder.name for run in runs if run.summary is None]
+    return ExperimentResult(name, root, [_method_result(method, finished) for method in methods], unfinished)
+
+
+def _method_result(method: str, finished: dict[tuple[str, int], Run]) -> MethodResult:
+    runs = {seed: run for (name, seed), run in sorted(finished.items()) if name == method}
+    summaries = {seed: run.summary or {} for seed, run in runs.items()}
+    errors = {key: run.summary["test_error"] for key, run in finished.items() if run.summary}
     some = next(iter(summaries.values()))
     compared = method not in (BASELINE, TEACHER)
     return MethodResult(
         method,
         seeds=list(summaries),
-        errors=[summary["test_error"] for summary in summaries.values()],
+        errors=[errors[method, seed] for seed in summaries],
         best_errors=[s["test_error_best"] for s in summaries.values() if s["test_error_best"] is not None],
         differences=[
-            summary["test_error"] - finished[BASELINE, seed]["test_error"]
-            for seed, summary in summaries.items()
-            if compared and (BASELINE, seed) in finished
+            errors[method, seed] - errors[BASELINE, seed]
+            for seed in summaries
+            if compared and (BASELINE, seed) in errors
         ],
         parameters=some["parameters"],
         multiply_adds=some["multiply_adds"],
+        epochs=some.get("epochs"),
+        images=some.get("images"),
+        wall_seconds=[s["wall_seconds"] for s in summaries.values() if s.get("wall_seconds") is not None],
+        published=next(iter(runs.values())).spec.published,
     )
 
 
@@ -158,6 +126,35 @@ def cells(result: MethodResult) -> list[str]:
     ]
 
 
+def table(result: ExperimentResult) -> tuple[list[str], list[list[str]]]:
+    """Returns the names of all columns, and a row for each method; columns of which nothing is known are left out."""
+    over = result.unit.removesuffix("s")
+    columns = [column.replace("seeds", result.unit).replace("same-seed", f"same-{over}") for column in COLUMNS]
+    rows = [cells(method) for method in result.methods]
+    more = {
+        "published, %": [_number(method.published_error, ".2f") for method in result.methods],
+        "epochs": [_number(method.epochs, "d") for method in result.methods],
+        "images seen": [_number(method.images, ",d") for method in result.methods],
+        "minutes a run": [_minutes(method.wall_seconds) for method in result.methods],
+    }
+    for index, (column, found) in enumerate(more.items()):
+        if any(found):
+            place = 3 if index == 0 else len(columns)  # what was published stands beside what was measured
+            columns.insert(place, column)
+            for row, cell in zip(rows, found, strict=True):
+                row.insert(place, cell)
+    return columns, rows
+
+
+def published(result: ExperimentResult) -> list[str]:
+    """Says what others reported, and where; nothing where there is nothing."""
+    found: dict[str, list[str]] = {}
+    for method in result.methods:
+        if method.published and method.published_error is not None:
+            found.setdefault(method.published.source, []).append(f"{method.method} {method.published_error:.2f}")
+    return [f"Published test error, %: {', '.join(errors)} ({source})." for source, errors in found.items()]
+
+
 def verdicts(result: ExperimentResult) -> list[str]:
     """Says of each method whether it helped, whichever way it falls."""
     lines = []
@@ -170,7 +167,7 @@ def verdicts(result: ExperimentResult) -> list[str]:
         probability = sign_test(method.differences)
         lines.append(
             f"{method.method}: {outcome}: {100 * median:+.2f} points in the median, fewer errors than the student "
-            f"alone in {better} of {len(method.differences)} seeds (sign test: p = {probability:.2g})."
+            f"alone in {better} of {len(method.differences)} {result.unit} (sign test: p = {probability:.2g})."
         )
     return lines
 
@@ -205,10 +202,11 @@ def markdown(results: Sequence[ExperimentResult], figures: Mapping[Path, str] | 
     parts = ["# Results\n"]
     for result in results:
         parts.append(f"## {result.name}\n")
-        parts.append("Medians over the seeds, ranges in brackets.\n")
-        parts.append("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
-        parts.append("\n".join(f"| {' | '.join(cells(method))} |" for method in result.methods) + "\n")
-        parts.extend(f"- {line}" for line in verdicts(result))
+        parts.append(f"Medians over the {result.unit}, ranges in brackets.\n")
+        columns, rows = table(result)
+        parts.append("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
+        parts.extend(f"- {line}" for line in [*verdicts(result), *published(result)])
         if result.unfinished:
             parts.append(f"- Not finished: {', '.join(result.unfinished)}.")
         if figures and result.folder in figures:
@@ -224,10 +222,15 @@ def as_json(results: Sequence[ExperimentResult]) -> list[dict[str, Any]]:
             "experiment": result.name,
             "folder": str(result.folder),
             "methods": [
-                {**method._asdict(), "sign_test": sign_test(method.differences) if method.differences else None}
+                {
+                    **method._asdict(),
+                    "published": method.published and method.published.model_dump(),
+                    "sign_test": sign_test(method.differences) if method.differences else None,
+                }
                 for method in result.methods
             ],
             "unfinished": result.unfinished,
+            "unit": result.unit,
         }
         for result in results
     ]
@@ -255,7 +258,7 @@ def write_report(runs: Sequence[Run], out: Path) -> tuple[list[ExperimentResult]
         for index, result in enumerate(results):
             # Experiments in two folders may have one name.
             stem = result.name if names.count(result.name) == 1 else f"{result.name}-{index + 1}"
-            own = [run for run in runs if run.folder.parent == result.folder]
+            own = [run for run in runs if (run.experiment, run.folder.parent) == (result.name, result.folder)]
             figure = _draw_similarities(result, own, out / f"{stem}-similarity")
             if figure:
                 figures[result.folder] = figure[0].name
@@ -281,7 +284,7 @@ def _draw_similarities(result: ExperimentResult, runs: Sequence[Run], path: Path
         for run in runs:
             file = run.folder / "similarity.npz"
             if (run.method, run.seed) == (method, seeds[0]) and file.exists():
-                arrays = _read_arrays(file)
+                arrays = read_similarities(file)
                 labels = arrays["labels"]
                 if "teacher" in arrays:
                     matrices.setdefault("teacher", arrays["teacher"])
@@ -292,23 +295,17 @@ def _draw_similarities(result: ExperimentResult, runs: Sequence[Run], path: Path
     return plots.similarity_matrices(matrices, labels, path)
 
 
-def _read_arrays(file: Path) -> dict[str, Any]:
-    import numpy as np
-
-    try:
-        with file.open("rb") as content, np.load(content) as archive:
-            arrays = dict(archive)
-        arrays["labels"], arrays["student"]
-    except Exception as error:  # whatever a damaged archive makes zipfile and NumPy raise
-        raise ExperimentError(
-            f"{file} is damaged ({error!r}). Delete it and the summary.json beside it, and `spkd run` writes it again."
-        ) from error
-    return arrays
-
-
 def _percent(values: Sequence[float], sign: str = "") -> str:
     """Median and range, in percent."""
     if not values:
         return ""
     median, low, high = (f"{100 * value:{sign}.2f}" for value in (statistics.median(values), min(values), max(values)))
     return median if len(values) == 1 else f"{median} ({low} to {high})"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def _minutes(seconds: Sequence[float]) -> str:
+    return f"{statistics.median(seconds) / 60:.1f}" if seconds else ""

@@ -33,6 +33,7 @@ methods:
   sp: [{loss: similarity_preserving, weight: 3000.0}]
 seeds: [0, 1, 2]
 """
+TEXT_WITH_PUBLISHED = COMPLETE + "published: {source: a paper, test_error: {sp: 7.52, teacher: 6.07}}\n"
 SHORTEST = "data: {name: digits}\nstudent: {model: wide_resnet}\nmethods: {student: []}\n"
 
 
@@ -248,3 +249,28 @@ def test_select_what_is_not_there(load, methods, seeds, said):
 )
 def test_differences(load, overrides, expected):
     assert differences(load(COMPLETE), load(COMPLETE, *overrides)) == expected
+
+
+def test_published_numbers_go_with_their_method(load):
+    experiment = load(TEXT_WITH_PUBLISHED)
+    assert experiment.single("sp", 0).published.test_error == {"sp": 7.52}
+    assert experiment.single("student", 0).published is None
+    assert experiment.teacher_training().published.test_error == {"teacher": 6.07}
+    assert experiment.select(["sp"]).published == experiment.published
+    assert experiment.select(["student"]).published.test_error == {"teacher": 6.07}
+    assert differences(load(TEXT_WITH_PUBLISHED.replace("7.52", "9.99")), experiment) == [], "no result depends on it"
+    for single in (experiment.single("sp", 0), experiment.teacher_training()):
+        assert load(single.to_yaml()) == single
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("sp: 7.52", "ps: 7.52", "published.test_error"),
+        ("sp: 7.52", "sp: 107.52", "published.test_error.sp"),
+        ("source: a paper, ", "", "published.source"),
+    ],
+)
+def test_published_numbers_are_checked(load, old, new, told):
+    with pytest.raises(ExperimentError, match=told.replace(".", r"\.")):
+        load(TEXT_WITH_PUBLISHED.replace(old, new))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import written_runs
 
 from spkd_keras import plots, report
 from spkd_keras.experiment import Experiment, ExperimentError
@@ -131,6 +132,44 @@ def test_experiments_are_kept_apart(tmp_path):
     assert method_of(results[1], "sp").differences == [], "the baseline is another experiment's"
 
 
+def test_folds_are_taken_together(tmp_path):
+    # Errors of student and sp on three folds: differences -25, +12.5 and -12.5 points.
+    for fold, errors in {1: (0.5, 0.25), 2: (0.25, 0.375), 10: (0.25, 0.125)}.items():
+        for method, error in zip(("student", "sp"), errors, strict=True):
+            name = f"textures-fold{fold}"
+            written_runs.write_run(tmp_path / name, method, 0, error, None, name=name, data=f"dtd/fold{fold}")
+    *single, pooled = report.summarise(report.read_runs(tmp_path))
+    assert [result.name for result in single] == ["textures-fold1", "textures-fold10", "textures-fold2"]
+    assert (pooled.name, pooled.folder, pooled.unit) == ("textures", tmp_path, "folds")
+    sp = method_of(pooled, "sp")
+    assert (sp.seeds, sp.errors, sp.differences) == ([1, 2, 10], [0.25, 0.375, 0.125], [-0.25, 0.125, -0.125])
+    assert report.verdicts(pooled) == [
+        "sp: it helped: -12.50 points in the median, fewer errors than the student alone in 2 of 3 folds "
+        "(sign test: p = 1)."
+    ]
+    assert report.table(pooled)[0][1:5] == [
+        "folds",
+        "test error, %",
+        "published, %",
+        "against the same-fold student, points",
+    ]
+    assert "Medians over the folds" in report.markdown([pooled])
+
+
+@pytest.mark.parametrize("case", ["name", "data", "settings", "unfinished", "seeds"])
+def test_what_is_no_other_fold_is_not_taken_together(tmp_path, case):
+    for fold in (1, 2):
+        name = f"textures-fold{fold}" if case != "name" else f"textures-{fold}"
+        data = f"dtd/fold{fold}" if case != "data" else "cifar10"
+        terms = [{"loss": "similarity_preserving", "weight": float(fold)}] if case == "settings" else []
+        folder = written_runs.write_run(tmp_path / name, "sp", 0, 0.5, None, name=name, data=data, terms=terms)
+        if case == "unfinished" and fold == 2:
+            (folder / "summary.json").unlink()
+        if case == "seeds":
+            written_runs.write_run(tmp_path / name, "sp", 1, 0.5, None, name=name, data=data, terms=terms)
+    assert len(report.summarise(report.read_runs(tmp_path))) == 2
+
+
 # --- words and numbers -----------------------------------------------------------------------------------------------
 
 
@@ -200,6 +239,27 @@ def test_markdown(tmp_path):
         "![Similarity matrices of tiny](tiny-similarity.png)\n"
     )
     assert "![" not in report.markdown([result])
+
+
+def test_what_was_published_and_what_it_took_stand_beside_it(tmp_path):
+    written_runs.write_runs(tmp_path)
+    result = summarised(tmp_path)
+    columns, rows = report.table(result)
+    assert columns == [
+        *report.COLUMNS[:3],
+        "published, %",
+        *report.COLUMNS[3:],
+        *("epochs", "images seen", "minutes a run"),
+    ]
+    sp = rows[3]
+    # 90 and 150 seconds
+    assert (sp[0], sp[3], sp[-3:]) == ("sp", "7.52", ["3", "3,000", "2.0"])
+    assert rows[0][3] == "", "nothing was published of the teacher"
+    line = f"Published test error, %: student 8.74, sp 7.52 (a paper {written_runs.HOSTILE})."
+    assert report.published(result) == [line]
+    assert f"- {line}" in report.markdown([result])
+    (plain,) = json.loads(json.dumps(report.as_json([result])))
+    assert plain["methods"][3]["published"] == {"source": f"a paper {written_runs.HOSTILE}", "test_error": {"sp": 7.52}}
 
 
 def test_as_json(root):

@@ -60,6 +60,7 @@ SUMMARY_KEYS = [
     "earlier_conditions",
     "data",
     "class_names",
+    "test_error_by_class",
 ]
 
 
@@ -126,6 +127,8 @@ def test_summary(finished, parts, method):
     assert summary["test_error"] == error_by_hand(student, parts.test)
     assert summary["validation_error"] == error_by_hand(student, parts.validation)
     assert summary["test_error_best"] == error_by_hand(best, parts.test)
+    own = [error_by_hand(student, parts.test.take(np.flatnonzero(parts.test.labels == label))) for label in range(10)]
+    np.testing.assert_allclose(summary["test_error_by_class"], own, rtol=1e-12)
     assert summary["parameters"] == student.count_params()
     assert summary["multiply_adds"] == models.multiply_adds(student)
     teacher = keras.saving.load_model(finished.root / "teacher-seed0" / "student.keras")

@@ -57,23 +57,34 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report. Default: RUNS/report.", show_default=False)
     ] = None,
+    html: Annotated[bool, typer.Option("--html", help="Write results.html too, a page with everything on it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Make tables and figures from the folders of runs."""
+    """Make tables and figures from the folders of runs.
+
+    The page has learning curves, similarity matrices, curves over a term's weight, changes class by class and costs,
+    in one file that loads nothing else. Experiments named NAME-fold1, NAME-fold2, ... on the folds of one data set are
+    taken together too.
+    """
     with clear_errors():
-        _report(runs, out or runs / "report", as_json)
+        _report(runs, out or runs / "report", as_json, html)
 
 
-def _report(runs: Path, out: Path, as_json: bool) -> None:
+def _report(runs: Path, out: Path, as_json: bool, html: bool = False) -> None:
     from spkd_keras import report as reports
 
-    results, written = reports.write_report(reports.read_runs(runs), out)
+    found = reports.read_runs(runs)
+    results, written = reports.write_report(found, out)
+    if html:
+        from spkd_keras.page import write_page
+
+        written.append(write_page(found, out))
     if as_json:
         print(json.dumps(reports.as_json(results), indent=2))
         return
     for result in results:
         answers.print(_table(result))
-        for line in [*reports.verdicts(result), *reports.costs(result)]:
+        for line in [*reports.verdicts(result), *reports.published(result), *reports.costs(result)]:
             say(f"  {line}")
         if result.unfinished:
             say(f"  Not finished: {', '.join(result.unfinished)}.")
@@ -85,9 +96,8 @@ def _table(result: "ExperimentResult") -> Table:
     """Narrow enough for 80 columns: a range goes below its median."""
     from spkd_keras import report as reports
 
-    table = Table(
-        title=f"{escape(result.name)}: medians over the seeds, ranges in brackets", title_justify="left", box=box.SIMPLE
-    )
+    title = f"{escape(result.name)}: medians over the {result.unit}, ranges in brackets"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     columns = reports.COLUMNS[: reports.COLUMNS.index("parameters")]
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", overflow="fold")

@@ -3,6 +3,7 @@
 from spkd_keras.experiment.loading import load_experiment, override
 from spkd_keras.experiment.presets import loss_facts, presets
 from spkd_keras.experiment.problems import ExperimentError, unknown, validated
+from spkd_keras.experiment.published import Published
 from spkd_keras.experiment.schema import (
     BASELINE,
     TEACHER,
@@ -29,6 +30,7 @@ __all__ = [
     "ExperimentError",
     "Method",
     "Network",
+    "Published",
     "Schedule",
     "Teacher",
     "TermSpec",

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from spkd_keras.experiment.problems import ExperimentError, unknown, validated
+from spkd_keras.experiment.published import Published
 
 BASELINE = "student"  # the method without terms, with which every other is compared
 TEACHER = "teacher"  # the method of the run that trains the teacher
@@ -232,7 +233,7 @@ class Experiment(_Model):
     """Data, networks, a schedule, methods and seeds: what `spkd run` runs.
 
     Every method is run with every seed, from the same initial student for the same seed. `precision` is what networks
-    compute in; weights, pixels, logits and losses are float32 in each of them.
+    compute in; weights, pixels, logits and losses are float32 in each of them. `published` is what others measured.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -244,6 +245,7 @@ class Experiment(_Model):
     methods: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Method] = Field(min_length=1)
     seeds: list[Seed] = Field(default=[0], min_length=1)
     checkpoints: Checkpoints = Checkpoints()
+    published: Published | None = None
 
     @pydantic.model_validator(mode="after")
     def _check_whole(self) -> "Experiment":
@@ -265,6 +267,9 @@ class Experiment(_Model):
             raise ValueError(f"`methods` cannot have one named `{TEACHER}`, the teacher's own run")
         if self.methods.get(BASELINE, Method()) != Method():
             raise ValueError(f"the method `{BASELINE}` is the baseline, trained on the labels alone: `{BASELINE}: []`")
+        for name in self.published.test_error if self.published else ():
+            if name not in (*self.methods, TEACHER):
+                raise ValueError(f"published.test_error: {unknown('method', name, [*self.methods, TEACHER])}")
         return self
 
     @property
@@ -280,7 +285,10 @@ class Experiment(_Model):
 
     def single(self, method: str, seed: int) -> "Experiment":
         """Returns the part that one run is about: one method with one seed."""
-        return self.model_copy(update={"methods": {method: self.methods[method]}, "seeds": [seed]})
+        published = self.published and self.published.of([method])
+        return self.model_copy(
+            update={"methods": {method: self.methods[method]}, "seeds": [seed], "published": published}
+        )
 
     def teacher_training(self) -> "Experiment | None":
         """Returns the run that trains the teacher, as a student without terms; None if there is none to train."""
@@ -295,6 +303,7 @@ class Experiment(_Model):
                 "schedule": schedule,
                 "methods": {TEACHER: Method()},
                 "seeds": [TEACHER_SEED],
+                "published": self.published and self.published.of([TEACHER]),
             }
         )
 
@@ -309,6 +318,8 @@ class Experiment(_Model):
                 raise ExperimentError(unknown("method", method, self.methods))
         chosen = {name: method for name, method in self.methods.items() if methods is None or name in methods}
         plain = self.model_dump() | {"methods": {name: method.model_dump() for name, method in chosen.items()}}
+        published = self.published and self.published.of([*chosen, TEACHER])
+        plain["published"] = published and published.model_dump()
         return validated(Experiment, plain | ({} if seeds is None else {"seeds": list(seeds)}), self.name)
 
     def to_yaml(self) -> str:
@@ -318,7 +329,8 @@ class Experiment(_Model):
 
 def differences(old: Experiment, new: Experiment) -> list[str]:
     """Returns what differs and affects a run's result, as `data.batch_size: 64 -> 128`."""
-    before, after = (_flat(experiment.model_dump(exclude={"name", "checkpoints"})) for experiment in (old, new))
+    without = {"name", "checkpoints", "published"}
+    before, after = (_flat(experiment.model_dump(exclude=without)) for experiment in (old, new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in dict.fromkeys([*before, *after])

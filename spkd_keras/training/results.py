@@ -27,13 +27,14 @@ def summarise(
     best = keras.saving.load_model(folder.best) if folder.best.exists() else None
     images = experiment.schedule.epochs * len(splits.train)
     seconds = progress["training_seconds"]
+    test_errors = _errors(student, splits.test)
     return {
         "experiment": experiment.name,
         "method": folder.method,
         "seed": folder.seed,
-        "test_error": _error(student, splits.test),
-        "test_error_best": best and _error(best, splits.test),
-        "validation_error": splits.validation and _error(student, splits.validation),
+        "test_error": float(np.mean(test_errors)),
+        "test_error_best": best and error_of(best, splits.test),
+        "validation_error": splits.validation and error_of(student, splits.validation),
         "epochs": experiment.schedule.epochs,
         "images": images,
         "wall_seconds": round(seconds, 3),
@@ -48,13 +49,25 @@ def summarise(
         "earlier_conditions": surroundings.get("earlier_conditions", []),
         "data": splits.origin,
         "class_names": list(splits.train.class_names),
+        "test_error_by_class": _by_class(test_errors, splits.test),
     }
 
 
-def _error(network: keras.Model, images: data.AnyImages) -> float:
+def error_of(network: keras.Model, images: data.AnyImages) -> float:
     """Returns the fraction of images that are put into a wrong class."""
+    return float(np.mean(_errors(network, images)))
+
+
+def _errors(network: keras.Model, images: data.AnyImages) -> np.ndarray:
+    """Returns for each image whether it is put into a wrong class."""
     predictions = network.predict(data.evaluation_batches(images, EVALUATION_BATCH), verbose=0)
-    return float(np.mean(np.argmax(predictions, axis=-1) != images.labels))
+    return np.argmax(predictions, axis=-1) != images.labels
+
+
+def _by_class(errors: np.ndarray, images: data.AnyImages) -> list[float | None]:
+    """Returns the error of each class, in the order of their names; None for one without images."""
+    own = [errors[images.labels == label] for label in range(len(images.class_names))]
+    return [float(np.mean(some)) if len(some) else None for some in own]
 
 
 def write_similarities(

@@ -1,0 +1,226 @@
+"""What is on the page, as plain data for its template."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spkd_keras import report
+from spkd_keras.experiment import BASELINE, TEACHER
+from spkd_keras.page import figures
+from spkd_keras.page.weights import weight_curves
+from spkd_keras.run_files import Run, read_history, read_similarities
+
+SHOWN_CLASSES = 20  # those that change most, where there are more
+
+
+class Figure(NamedTuple):
+    """An `<svg>` element and what stands below it."""
+
+    svg: str
+    caption: str
+
+
+def section(result: report.ExperimentResult, runs: Sequence[Run], identity: str) -> dict[str, Any]:
+    """Returns what the page says of one experiment.
+
+    Args:
+        result: of `report.summarise`.
+        runs: all that were read.
+        identity: of the section on the page.
+    """
+    own = [run for run in runs if run.summary and (run.experiment, run.folder.parent) == (result.name, result.folder)]
+    columns, rows = _without_costs(*report.table(result))
+    names = {method.method: _shown(method.method) for method in result.methods}
+    return {
+        "id": identity,
+        "name": result.name,
+        "verdicts": report.verdicts(result) or ["Nothing to compare: it takes the student alone, and a method."],
+        "columns": columns,
+        "rows": rows,
+        "unit": result.unit,
+        "published": report.published(result),
+        "unfinished": result.unfinished,
+        "curves": _learning_curves(own, names, identity),
+        "similarities": _similarities(own, names, identity),
+        "weights": _weight_curves(own, runs, identity),
+        "classes": _classes(own, identity),
+        "costs": [_cost(method.method, own) for method in result.methods] if own else [],
+        "conditions": _conditions(own),
+    }
+
+
+def _without_costs(columns: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The costs have a table of their own, and a narrow one is read on a phone."""
+    kept = [index for index, name in enumerate(columns) if name not in ("parameters", "multiply-adds", "minutes a run")]
+    return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
+
+
+def _shown(method: str) -> str:
+    return "student alone" if method == BASELINE else method
+
+
+def _percents(values: Sequence[float]) -> str:
+    return f"{100 * statistics.median(values):.2f} %"
+
+
+def _learning_curves(runs: Sequence[Run], names: dict[str, str], identity: str) -> Figure | None:
+    """The held-out error where every run has one, else the error on the training images."""
+    histories: dict[str, list[list[dict[str, float]]]] = {}
+    for run in runs:
+        rows = read_history(run)
+        if rows and run.method != TEACHER:
+            histories.setdefault(run.method, []).append(rows)
+    rows_of_all = [row for found in histories.values() for rows in found for row in rows]
+    key = "val_accuracy" if all("val_accuracy" in row for row in rows_of_all) else "accuracy"
+    if not rows_of_all or not all(key in row for row in rows_of_all):
+        return None
+    curves = {}
+    for method in (name for name in names if name in histories):
+        epochs = min(map(len, histories[method]))
+        errors = [[100 * (1 - row[key]) for row in rows[:epochs]] for rows in histories[method]]
+        curves[names[method]] = np.array(errors)
+    measured = "held-out images" if key == "val_accuracy" else "training images"
+    ends = ", ".join(f"{name} {np.median(errors[:, -1]):.1f} %" for name, errors in curves.items())
+    caption = f"Error on the {measured} after each epoch: median of the seeds, and their range. At the end: {ends}."
+    svg = figures.learning_curves(curves, f"error on {measured}, %", f"{identity}-curves", caption)
+    return Figure(svg, caption)
+
+
+def _similarities(runs: Sequence[Run], names: dict[str, str], identity: str) -> list[Figure]:
+    """The teacher, the student alone and the distilled ones, of the first seed that has a picture, on one scale."""
+    files = {(run.method, run.seed): run.folder / "similarity.npz" for run in runs if run.method != TEACHER}
+    seeds = sorted(seed for (_, seed), file in files.items() if file.exists())
+    matrices: dict[str, np.ndarray] = {}
+    labels = np.array([])
+    for method in names if seeds else ():
+        file = files.get((method, seeds[0]))
+        if file is not None and file.exists():
+            arrays = read_similarities(file)
+            labels = arrays["labels"]
+            if "teacher" in arrays:
+                matrices.setdefault(TEACHER, arrays["teacher"])
+            matrices[names[method]] = arrays["student"]
+    if not matrices:
+        return []
+    scale = (
+        min(float(matrix.min()) for matrix in matrices.values()),
+        max(float(matrix.max()) for matrix in matrices.values()),
+    )
+    found = []
+    for index, name in enumerate(sorted(matrices, key=lambda name: name != TEACHER)):
+        matrix = matrices[name]
+        same = labels[:, None] == labels[None, :]
+        apart = ~np.eye(len(labels), dtype=bool)
+        inside, between = (float(matrix[which].mean()) if which.any() else 0.0 for which in (same & apart, ~same))
+        caption = f"{name}: {inside:.3f} within a class, {between:.3f} between classes, in the mean"
+        alone = f"Similarity matrix of test images sorted by class. {caption}."
+        svg = figures.similarity_matrix(matrix, labels, scale, f"{identity}-similarity-{index}", alone)
+        found.append(Figure(svg, caption))
+    return [*found, Figure(figures.colour_scale(scale, f"{identity}-scale"), "Class of the test image at both sides.")]
+
+
+def _weight_curves(own: Sequence[Run], runs: Sequence[Run], identity: str) -> list[Figure]:
+    """Curves in which this experiment's runs have a part; the rest may be of runs under another name."""
+    found = []
+    methods = {run.method for run in own}
+    settings = [run for run in runs if run.summary]
+    for index, curve in enumerate(weight_curves(settings)):
+        if not own or not methods & set(curve.methods) or not _has_part(own, curve.errors, curve.term):
+            continue
+        medians = {weight: statistics.median(errors) for weight, errors in curve.errors.items()}
+        best = min(medians, key=lambda weight: medians[weight])
+        told = ", ".join(f"{weight:g}: {100 * median:.2f} %" for weight, median in medians.items())
+        caption = (
+            f"Weight of {curve.term} ({', '.join(curve.methods)}) and the {curve.measured} error, median and range of "
+            f"the seeds. {told}. Lowest at {best:g}."
+        )
+        if curve.baseline:
+            caption += f" Student alone: {_percents(curve.baseline)}."
+        errors = {weight: [100 * error for error in some] for weight, some in curve.errors.items()}
+        labels = (f"weight of {curve.term}", f"{curve.measured} error, %")
+        baseline = [100 * error for error in curve.baseline]
+        svg = figures.weight_curve(errors, baseline, labels, f"{identity}-weight-{index}", caption)
+        found.append(Figure(svg, caption))
+    return found
+
+
+def _has_part(own: Sequence[Run], errors: dict[float, list[float]], term: str) -> bool:
+    weights = {(t.loss, t.weight) for run in own for t in run.spec.methods[run.method].terms}
+    return any((term, weight) in weights for weight in errors)
+
+
+def _classes(runs: Sequence[Run], identity: str) -> Figure | None:
+    """The change of each class' test error against the same-seed student, in the median over the seeds."""
+    by_class: dict[tuple[str, int], Any] = {
+        (run.method, run.seed): run.summary["test_error_by_class"]
+        for run in runs
+        if run.summary and run.summary.get("test_error_by_class")
+    }
+    names = next((list(map(str, run.summary["class_names"])) for run in runs if run.summary and by_class), [])
+    changes: dict[str, np.ndarray] = {}
+    for method in dict.fromkeys(name for name, _ in sorted(by_class) if name not in (BASELINE, TEACHER)):
+        pairs = [
+            (errors, by_class.get((BASELINE, seed))) for (name, seed), errors in by_class.items() if name == method
+        ]
+        own = [np.array(one, float) - np.array(other, float) for one, other in pairs if other is not None]
+        if own:
+            changes[method] = 100 * np.median(own, axis=0)  # a class without images is NaN
+    if not changes:
+        return None
+    every = np.array(list(changes.values()))
+    most = np.max(np.abs(np.nan_to_num(every)), axis=0)
+    measured = np.flatnonzero(~np.isnan(every).any(axis=0))
+    chosen = sorted(measured[np.argsort(-most[measured], kind="stable")][:SHOWN_CLASSES])
+    told = []
+    for method, values in changes.items():
+        best, worst = (int(chosen[int(pick(values[chosen]))]) for pick in (np.argmin, np.argmax))
+        told.append(
+            f"{method}: from {values[best]:+.1f} points ({names[best]}) to {values[worst]:+.1f} ({names[worst]})"
+        )
+    some = f" The {len(chosen)} of {len(names)} classes that change most." if len(chosen) < len(measured) else ""
+    caption = (
+        f"Test error of each class against the same-seed student, median of the seeds. {'. '.join(told)}.{some} "
+        "Below zero is better."
+    )
+    shown = {method: values[chosen].tolist() for method, values in changes.items()}
+    svg = figures.changes_by_class(shown, [names[index] for index in chosen], f"{identity}-classes", caption)
+    return Figure(svg, caption)
+
+
+def _cost(method: str, runs: Sequence[Run]) -> list[str]:
+    """A row of the table of costs: sizes, and medians over the runs."""
+    summaries = [run.summary for run in runs if run.method == method and run.summary]
+
+    def median(key: str, scale: float, form: str) -> str:
+        values = [summary[key] for summary in summaries if summary.get(key)]
+        return f"{statistics.median(values) / scale:{form}}" if values else ""
+
+    return [
+        method,
+        median("parameters", 1, ",.0f"),
+        median("multiply_adds", 1e6, ",.1f"),
+        median("wall_seconds", 60, ",.1f"),
+        median("images_per_second", 1, ",.0f"),
+        median("peak_memory_bytes", 2**30, ".2f"),
+    ]
+
+
+COST_COLUMNS = (
+    *("method", "parameters", "million multiply-adds", "minutes a run", "training images a second", "GiB of memory"),
+)
+
+
+def _conditions(runs: Sequence[Run]) -> list[str]:
+    """On what and with what the runs were done."""
+    found: dict[str, None] = {}
+    for run in runs:
+        summary = run.summary or {}
+        devices = [str(device).rpartition("device:")[2] for device in summary.get("devices", [])]
+        versions = summary.get("versions", {})
+        words = [*devices, f"{summary['threads']} threads"] if summary.get("threads") else devices
+        words += [f"{name} {versions[name]}" for name in ("spkd_keras", "tensorflow", "keras") if name in versions]
+        if words:
+            found[", ".join(words)] = None
+    return list(found)

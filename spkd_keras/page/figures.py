@@ -1,0 +1,174 @@
+"""The figures of the page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spkd_keras.page.svg import DASHES, GRID, INK, MARKERS, SERIES, inline, page_style
+
+SIMILARITY_LEVELS = 64  # colours of a matrix: more cannot be told apart, and make the file larger
+
+
+def learning_curves(curves: Mapping[str, np.ndarray], label: str, identity: str, description: str) -> str:
+    """Draws the error over the epochs: the median of the seeds as a line, their range as a band.
+
+    Args:
+        curves: by method, errors in percent, shape (seeds, epochs).
+        label: of the errors.
+        identity: of the figure on the page.
+        description: for those who do not see it.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with page_style():
+        figure, panel = _panel(4.8, 3.2)
+        for index, (method, errors) in enumerate(curves.items()):
+            epochs, colour = np.arange(1, errors.shape[1] + 1), SERIES[index % len(SERIES)]
+            panel.fill_between(epochs, errors.min(axis=0), errors.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+            median = np.median(errors, axis=0)
+            panel.plot(epochs, median, color=colour, linestyle=DASHES[index % len(DASHES)], linewidth=1.6, label=method)
+            if len(epochs) == 1:
+                panel.plot(epochs, median, color=colour, marker=MARKERS[index % len(MARKERS)])
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        _legend(figure, panel)
+        return inline(figure, identity, description)
+
+
+def similarity_matrix(
+    matrix: np.ndarray, labels: np.ndarray, scale: tuple[float, float], identity: str, description: str
+) -> str:
+    """Draws a similarity matrix.
+
+    Args:
+        matrix: shape (b, b).
+        labels: class of each row, sorted, shape (b,).
+        scale: values of the lowest and the highest colour.
+        identity: of the figure on the page.
+        description: for those who do not see it.
+
+    Returns:
+        An `<svg>` element.
+    """
+    low, high = scale
+    span = max(high - low, 1e-12)
+    levels = np.round((matrix - low) / span * (SIMILARITY_LEVELS - 1)) / (SIMILARITY_LEVELS - 1)
+    classes, starts, counts = np.unique(labels, return_index=True, return_counts=True)
+    with page_style():
+        figure, panel = _panel(2.6, 2.6)
+        panel.grid(visible=False)
+        panel.imshow(levels, vmin=0, vmax=1, cmap="viridis", interpolation="none")
+        named = slice(None, None, max(1, -(-len(classes) // 10)))
+        places, names = (starts + (counts - 1) / 2)[named], [str(label) for label in classes[named]]
+        panel.set_xticks(places, names, fontsize=7)
+        panel.set_yticks(places, names, fontsize=7)
+        panel.tick_params(length=0)
+        return inline(figure, identity, description)
+
+
+def colour_scale(scale: tuple[float, float], identity: str) -> str:
+    """Draws what the colours of similarity matrices mean."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    with page_style():
+        figure, panel = _panel(2.6, 0.6)
+        colours = ScalarMappable(Normalize(*scale), "viridis")
+        figure.colorbar(colours, cax=panel, orientation="horizontal", label="similarity, rows of length one")
+        return inline(figure, identity, f"Colours from {scale[0]:.2f}, dark blue, to {scale[1]:.2f}, yellow")
+
+
+def weight_curve(
+    errors: Mapping[float, Sequence[float]],
+    baseline: Sequence[float],
+    labels: tuple[str, str],
+    identity: str,
+    description: str,
+) -> str:
+    """Draws the error over the weight of a term, on a logarithmic axis: medians, ranges, and the student alone.
+
+    Args:
+        errors: by weight, in percent, for each seed.
+        baseline: of the student alone; may be empty.
+        labels: of the weight and of the error.
+        identity: of the figure on the page.
+        description: for those who do not see it.
+
+    Returns:
+        An `<svg>` element.
+    """
+    weights = sorted(errors)
+    medians = np.array([np.median(errors[weight]) for weight in weights])
+    ranges = np.array([[min(errors[weight]), max(errors[weight])] for weight in weights])
+    with page_style():
+        figure, panel = _panel(4.8, 3.0)
+        panel.errorbar(
+            weights, medians, np.abs(ranges.T - medians), color=SERIES[0], marker="o", linewidth=1.6, capsize=3
+        )
+        if baseline:
+            panel.axhline(float(np.median(baseline)), color=SERIES[1], linestyle=DASHES[1], label="student alone")
+            panel.axhspan(min(baseline), max(baseline), color=SERIES[1], alpha=0.15, linewidth=0)
+            _legend(figure, panel)
+        panel.set_xscale("log")
+        panel.set_xticks(weights, [f"{weight:g}" for weight in weights], minor=False)
+        panel.set_xticks([], minor=True)
+        panel.set_xlabel(labels[0])
+        panel.set_ylabel(labels[1])
+        return inline(figure, identity, description)
+
+
+def changes_by_class(
+    changes: Mapping[str, Sequence[float]], class_names: Sequence[str], identity: str, description: str
+) -> str:
+    """Draws how much the error of each class changes against the student alone.
+
+    Args:
+        changes: by method, in points, one for each class.
+        class_names: from the top.
+        identity: of the figure on the page.
+        description: for those who do not see it.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with page_style():
+        figure, panel = _panel(4.8, 1.1 + 0.26 * len(class_names))
+        for index, (method, values) in enumerate(changes.items()):
+            # One below the other, where they would hide each other.
+            places = np.arange(len(class_names)) + 0.16 * (index - (len(changes) - 1) / 2)
+            colour, marker = SERIES[(index + 1) % len(SERIES)], MARKERS[(index + 1) % len(MARKERS)]
+            panel.plot(values, places, linestyle="none", color=colour, marker=marker, markersize=5, label=method)
+        panel.axvline(0, color=INK, linewidth=1)
+        panel.set_yticks(range(len(class_names)), list(class_names))
+        panel.set_ylim(len(class_names) - 0.4, -0.6)
+        panel.grid(visible=False, axis="x")
+        panel.hlines(np.arange(len(class_names) - 1) + 0.5, *panel.get_xlim(), color=GRID, linewidth=0.5)
+        panel.grid(visible=False, axis="y")
+        panel.set_xlabel("change of the error, points (left is better)")
+        _legend(figure, panel)
+        return inline(figure, identity, description)
+
+
+def _panel(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend(figure: Any, panel: Any) -> None:
+    """Puts the legend above, in rows of three from left to right; Matplotlib fills columns."""
+    handles, labels = panel.get_legend_handles_labels()
+    columns = min(len(handles), 3)
+    order = [index for column in range(columns) for index in range(column, len(handles), columns)]
+    figure.legend(
+        [handles[index] for index in order],
+        [labels[index] for index in order],
+        loc="outside upper center",
+        ncols=columns,
+        handlelength=2.6,
+        columnspacing=1.2,
+    )

@@ -1,0 +1,302 @@
+"""The page with all results: what is on it, that it needs nothing else, and that a browser shows it."""
+
+import html
+import re
+import shutil
+import subprocess
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+from written_runs import CLASSES, ERRORS, HOSTILE, write_run, write_runs
+
+from spkd_keras import page as pages
+from spkd_keras import report
+from spkd_keras.cli import app
+from spkd_keras.experiment import ExperimentError
+from spkd_keras.page import contents, figures, weights, write
+from spkd_keras.run_files import read_history
+
+SVG = "{http://www.w3.org/2000/svg}"
+XLINK = "{http://www.w3.org/1999/xlink}href"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_runs(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def path(folder, tmp_path_factory):
+    return pages.write_page(report.read_runs(folder), tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def text(path):
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tree(text):
+    return ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))  # every element is closed
+
+
+@pytest.fixture(scope="module")
+def section(folder):
+    runs = report.read_runs(folder)
+    return contents.section(report.summarise(runs)[0], runs, "one")
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_else(path, text, tree):
+    assert path.name == "results.html"
+    assert path.stat().st_size < pages.LARGEST_PAGE == 3_000_000
+    for element in tree.iter():
+        assert element.tag.rpartition("}")[2] not in ("script", "iframe", "object", "embed", "base")
+        for name, value in element.attrib.items():
+            if name in ("src", "href", "srcset", "action", XLINK):
+                assert value.startswith(("#", "data:")), value
+            assert not re.search(r"url\((?!#)", value)
+            assert not name.startswith("on")
+    style = "".join(tree.find("head/style").itertext())
+    assert "@import" not in style
+    assert "url(" not in style
+    assert "prefers-color-scheme: dark" in style
+    assert "default-src 'none'" in text, "the browser refuses what would be loaded"
+    assert tree.find("head/meta[@name='viewport']").get("content") == "width=device-width, initial-scale=1"
+
+
+def test_every_name_in_it_is_one_element_and_leads_somewhere(text, tree):
+    names = [element.get("id") for element in tree.iter() if element.get("id")]
+    assert len(names) == len(set(names))
+    targets = [e.get(key) for e in tree.iter() for key in ("href", XLINK) if (e.get(key) or "").startswith("#")]
+    targets += [f"#{name}" for name in re.findall(r"url\(#([^)]+)\)", text)]
+    assert len(targets) > 10
+    assert {target[1:] for target in targets} <= set(names)
+
+
+def test_every_figure_says_what_is_to_be_seen(tree):
+    shown = list(tree.iter("figure"))
+    # Curves, five matrices (teacher, student, three methods) and their colours, a weight's curve, the classes.
+    assert len(shown) == 1 + 5 + 1 + 1 + 1
+    for figure in shown:
+        (svg,) = figure.findall(f"{SVG}svg")
+        assert svg.get("role") == "img"
+        assert len(svg.get("aria-label")) > 20
+        assert figure.find("figcaption").text.strip()
+
+
+def test_the_colours_are_the_page_s(text, tree):
+    style = "".join(tree.find("head/style").itertext())
+    for name in re.findall(r"var\((--[\w-]+)\)", text):
+        assert style.count(f"{name}:") == 2, "in light and in dark"
+    for svg in tree.iter(f"{SVG}svg"):
+        drawn = ElementTree.tostring(svg, encoding="unicode")
+        assert not re.search(r"(fill|stroke): #(?!ffffff)", drawn), "black lines cannot be seen in the dark"
+
+
+def test_what_users_name_is_text(tree, text):
+    assert "<script" not in text
+    words = [element.text or "" for element in tree.iter()]
+    assert any(HOSTILE in text for text in words), "the class, in the figure, with its dollars"
+    assert any(f"a paper {HOSTILE}" in text for text in words), "the source"
+
+
+def test_the_same_runs_give_the_same_page(folder, path, tmp_path):
+    assert pages.write_page(report.read_runs(folder), tmp_path).read_bytes() == path.read_bytes()
+
+
+# --- what it says ----------------------------------------------------------------------------------------------------
+
+
+def test_the_results_are_the_report_s(folder, text):
+    (result,) = report.summarise(report.read_runs(folder))
+    plain = html.unescape(text)
+    for verdict in report.verdicts(result):
+        assert plain.count(f"<li>{verdict}</li>") == 2, "at the top and in its section"
+    assert "sp-1000: it harmed: +25.00 points in the median" in plain
+    rows = re.findall(r'<tr><th scope="row">(.*?)</tr>', text, flags=re.DOTALL)
+    cells = {row.split("</th>")[0]: re.findall(r"<td>(.*?)</td>", row) for row in rows[:5]}
+    # Medians of 25 and 12.5; of -25 and -12.5.
+    between = [value.split("<small>")[0] for value in cells["sp"]]
+    assert between == ["2", "18.75", "7.52", "-18.75", "18.75", "3", "3,000"]
+    assert cells["teacher"][2] == "", "nothing was published of it"
+
+
+def test_costs(section):
+    assert len(contents.COST_COLUMNS) == len(section["costs"][0])
+    # 90 seconds and 150 seconds
+    assert section["costs"][1] == ["student", "175,066", "26.7", "2.0", "12", "1.00"]
+    assert section["conditions"] == ["CPU:0, 2 threads, keras 3.15.1"]
+
+
+def test_learning_curves_are_medians_and_ranges(folder, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(figures, "learning_curves", lambda curves, *rest: drawn.update(curves) or "")
+    runs = report.read_runs(folder)
+    found = contents.section(report.summarise(runs)[0], runs, "one")["curves"]
+    assert list(drawn) == ["student alone", "kd", "sp", "sp-1000"], "the teacher had a schedule of its own"
+    # 1 - val_accuracy: the error and 2/16, 1/16, 0 more
+    np.testing.assert_allclose(drawn["sp"], [[37.5, 31.25, 25.0], [25.0, 18.75, 12.5]])
+    assert "student alone 37.5 %" in found.caption
+    assert "held-out images" in found.caption
+
+
+def test_without_held_out_images_the_curves_are_of_training(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "tiny", "student", 0, 0.5, [0.5] * 3)
+    (folder / "history.csv").write_text("epoch,accuracy\n1,0.25\n2,0.75\n", encoding="utf-8")
+    drawn = {}
+    monkeypatch.setattr(figures, "learning_curves", lambda curves, label, *rest: drawn.update({label: curves}) or "")
+    runs = report.read_runs(tmp_path)
+    contents.section(report.summarise(runs)[0], runs, "one")
+    np.testing.assert_allclose(drawn["error on training images, %"]["student alone"], [[75.0, 25.0]])
+
+
+def test_similarities_are_told_in_numbers(section):
+    captions = [figure.caption for figure in section["similarities"]]
+    # Two images of class 0, one of class 1: the teacher's are 0 off the diagonal.
+    assert captions[0] == "teacher: 0.000 within a class, 0.000 between classes, in the mean"
+    assert captions[1] == "student alone: 0.500 within a class, 0.250 between classes, in the mean"
+    assert [caption.split(":")[0] for caption in captions[:-1]] == ["teacher", "student alone", "kd", "sp", "sp-1000"]
+
+
+def test_the_curve_of_a_weight(folder, section, tmp_path):
+    runs = report.read_runs(folder)
+    (curve,) = weights.weight_curves(runs)
+    assert (curve.term, curve.methods, curve.measured) == ("similarity_preserving", ["sp", "sp-1000"], "held-out")
+    held_out = {key: error + 0.03125 for key, (error, _) in ERRORS.items()}
+    assert curve.errors == {
+        100.0: [held_out["sp", 0], held_out["sp", 1]],
+        1000.0: [held_out["sp-1000", 0], held_out["sp-1000", 1]],
+    }
+    assert curve.baseline == [held_out["student", 0], held_out["student", 1]]
+    (figure,) = section["weights"]
+    assert "Lowest at 100." in figure.caption
+    for weight in ("100", "1000"):
+        assert f">{weight}</text>" in figure.svg, "the tried weights are on the axis"
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [{"loss": "similarity_preserving", "weight": 3000.0, "student": "head"}],
+        [{"loss": "pkt", "weight": 3000.0}],
+        [{"loss": "similarity_preserving", "weight": 0.0}],
+        [{"loss": "similarity_preserving", "weight": 3000.0}, {"loss": "pkt"}],
+    ],
+)
+def test_what_differs_in_more_is_no_curve(tmp_path, terms):
+    write_run(tmp_path / "tiny", "sp", 0, 0.5, [0.5] * 3)
+    write_run(tmp_path / "tiny", "other", 0, 0.5, [0.5] * 3, terms=terms)
+    assert weights.weight_curves(report.read_runs(tmp_path)) == []
+
+
+def test_changes_of_classes_are_against_the_same_seed(folder, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(figures, "changes_by_class", lambda changes, names, *rest: drawn.update(changes, n=names) or "")
+    runs = report.read_runs(folder)
+    found = contents.section(report.summarise(runs)[0], runs, "one")["classes"]
+    assert drawn["n"] == CLASSES
+    # sp: seed 0 (0, -25, -50), seed 1 (-25, 0, -12.5); kd has seed 0 alone.
+    assert drawn["sp"] == [-12.5, -12.5, -31.25]
+    assert drawn["kd"] == [0.0, -12.5, -25.0]
+    assert "sp: from -31.2 points (owl) to -12.5 (cat)" in found.caption
+
+
+def test_of_many_classes_those_are_shown_that_change_most(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(contents, "SHOWN_CLASSES", 1)
+    monkeypatch.setattr(figures, "changes_by_class", lambda changes, names, *rest: drawn.update(changes, n=names) or "")
+    write_run(tmp_path / "tiny", "student", 0, 0.5, [0.5, 0.5, None])
+    write_run(tmp_path / "tiny", "sp", 0, 0.5, [0.5, 0.75, None])
+    runs = report.read_runs(tmp_path)
+    found = contents.section(report.summarise(runs)[0], runs, "one")["classes"]
+    assert drawn == {"n": [HOSTILE], "sp": [25.0]}
+    assert "The 1 of 3 classes that change most." in found.caption
+
+
+# --- what may be missing or too much ---------------------------------------------------------------------------------
+
+
+def test_runs_of_which_only_the_summary_is_kept(tmp_path):
+    folder = write_runs(tmp_path / "tiny")
+    for file in [*folder.rglob("history.csv"), *folder.rglob("similarity.npz")]:
+        file.unlink()
+    for file in folder.rglob("summary.json"):
+        file.write_text('{"test_error": 0.5, "test_error_best": null, "parameters": 1, "multiply_adds": 1}')
+    text = pages.write_page(report.read_runs(tmp_path), tmp_path / "report").read_text(encoding="utf-8")
+    assert "Learning curves" not in text
+    assert text.count("<figure") == text.count("The weight of a term") == 1, "which needs no more"
+
+
+def test_runs_that_are_not_finished(tmp_path):
+    folder = write_run(tmp_path / "tiny", "sp", 0, 0.5, [0.5] * 3)
+    (folder / "summary.json").unlink()
+    text = pages.write_page(report.read_runs(tmp_path), tmp_path / "report").read_text(encoding="utf-8")
+    assert "Not finished: sp-seed0." in text
+
+
+def test_a_page_that_would_be_too_large(folder, tmp_path, text, monkeypatch):
+    runs = report.read_runs(folder)
+    monkeypatch.setattr(write, "LARGEST_PAGE", len(text.encode()))
+    smaller = pages.write_page(runs, tmp_path).read_text(encoding="utf-8")
+    assert len(smaller) < len(text)
+    assert "The similarity matrices are left out" in smaller
+    assert smaller.count("<figure") == 3
+    monkeypatch.setattr(write, "LARGEST_PAGE", 1000)
+    with pytest.raises(ExperimentError, match=r"^The page of these 1 experiments would have .* Report on fewer"):
+        pages.write_page(runs, tmp_path)
+
+
+def test_a_damaged_history(tmp_path):
+    folder = write_run(tmp_path / "tiny", "student", 0, 0.5, [0.5] * 3)
+    (folder / "history.csv").write_text("epoch,accuracy\n1,x\n", encoding="utf-8")
+    (run,) = report.read_runs(tmp_path)
+    with pytest.raises(ExperimentError, match=r"history\.csv is damaged .*Delete it"):
+        read_history(run)
+
+
+def test_the_command(folder, tmp_path):
+    done = CliRunner().invoke(app, ["report", str(folder), "--out", str(tmp_path), "--html"])
+    assert done.exit_code == 0
+    assert f"{tmp_path / 'results.html'}" in done.stdout
+    assert (tmp_path / "RESULTS.md").exists()
+    assert "Published test error, %: student 8.74, sp 7.52 (a paper" in done.stdout
+    (tmp_path / "in the way").write_text("")
+    failed = CliRunner().invoke(app, ["report", str(folder), "--out", str(tmp_path / "in the way"), "--html"])
+    assert failed.exit_code == 2
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+def browse(address, *options):
+    """What the browser makes of a page, and what it has to complain of."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("there is no chromium")
+    settings = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    done = subprocess.run([browser, *settings, *options, address], capture_output=True, text=True, timeout=120)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "width"), [("light", 500), ("dark", 1200)])
+def test_a_browser_shows_it(path, tmp_path, scheme, width):
+    import matplotlib.image
+
+    broken = tmp_path / "broken.html"
+    broken.write_text("<!DOCTYPE html><title>x</title><script>nothing.here</script>", encoding="utf-8")
+    assert browse(broken.as_uri(), "--dump-dom")[1], "a browser that does not tell would prove nothing"
+    picture = tmp_path / "page.png"
+    setting = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    _, complaints = browse(path.as_uri(), setting, f"--window-size={width},3000", f"--screenshot={picture}")
+    assert complaints == []
+    pixels = matplotlib.image.imread(picture)[..., :3]
+    assert pixels.shape[1] == width
+    background = np.median(pixels.reshape(-1, 3), axis=0).mean()
+    assert background < 0.2 if scheme == "dark" else background > 0.9
+    assert (np.abs(pixels - background).max(axis=-1) > 0.3).mean() > 0.02, "there is something on it"

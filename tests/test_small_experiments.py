@@ -1,0 +1,57 @@
+"""The experiments for two cores: that they can be run, and one of them run on a part of its data."""
+
+import json
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from spkd_keras import data, report
+from spkd_keras.experiment import load_experiment
+from spkd_keras.page import write_page
+from spkd_keras.training import build, run_experiment
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "experiments" / "cpu").glob("*.yaml"))
+METHODS = ["student", "kd", "at", "sp", "kd+sp"]
+SHAPES = {"cifar10": ((16, 16, 3), 10), "fashion_mnist": ((28, 28, 1), 10), "dtd/fold1": ((112, 112, 3), 47)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_is_built(path):
+    experiment = load_experiment(path, ["teacher.weights=null"] if path.stem == "dtd" else [])
+    shape, classes = SHAPES[experiment.data.name]
+    names = tuple(map(str, range(classes)))
+    examples = data.Images(np.zeros((2, *shape), np.uint8), np.array([0, 1]), names)
+    build.check(experiment, data.Splits(examples, None, examples, {}))
+    assert list(experiment.methods) == METHODS
+    assert len(experiment.seeds) >= (5 if path.stem == "cifar10" else 3)
+    text = path.read_text(encoding="utf-8")
+    assert f"spkd run experiments/cpu/{path.name}" in text
+    assert "2 cores, CPU, predicted by `spkd check`" in text
+    keras.backend.clear_session()
+
+
+@pytest.mark.slow
+def test_every_method_on_two_thousand_images_of_cifar10(tmp_path):
+    if not (Path(os.environ.get("TFDS_DATA_DIR", "/nowhere")) / "cifar10").is_dir():
+        pytest.skip("TFDS_DATA_DIR has no prepared cifar10")
+    # Nothing held out and shallower networks: most of the time goes into tracing them.
+    few = ["data.validation=0", "data.train_fraction=0.04", "schedule.epochs=1", "seeds=[0]"]
+    few += ["teacher.depth=10", "student.depth=10"]
+    root = run_experiment(load_experiment(ROOT / "experiments" / "cpu" / "cifar10.yaml", few), tmp_path)
+    summaries = {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in root.glob("*/summary.json")}
+    assert set(summaries) == {"teacher-seed0", *(f"{method}-seed0" for method in METHODS)}
+    for summary in summaries.values():
+        assert (summary["epochs"], summary["images"]) == (1, 2000)
+        # As many test images of each class.
+        assert summary["test_error"] == pytest.approx(np.mean(summary["test_error_by_class"]))
+        assert 0 < summary["test_error"] < 1
+    losses = {(root / f"{method}-seed0" / "history.csv").read_text() for method in METHODS}
+    assert len(losses) == len(METHODS), "each method trains in its own way"
+    text = write_page(report.read_runs(root), tmp_path).read_text(encoding="utf-8")
+    for heading in ("Learning curves", "Similarity matrices", "Class by class", "Cost"):
+        assert f"<h3>{heading}</h3>" in text
+    assert all(f"{method}: " in text for method in METHODS[1:])
