@@ -32,8 +32,12 @@ class ReplicatedTrainer(keras.Model):
             return
         if iterator is not None:
             data_batch = zeros_like_batch(iterator._distributed_dataset.element_spec)
+        self.build_metrics(data_batch)
+
+    def build_metrics(self, batch: Any) -> None:
+        """Builds what a first batch would build, from one like it, and computes nothing."""
         with self.distribute_strategy.scope():
-            self._symbolic_build(data_batch=data_batch)
+            self._symbolic_build(data_batch=batch)
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         if self.distribute_strategy.num_replicas_in_sync == 1:
@@ -93,10 +97,12 @@ def shared_out(batches: tf.data.Dataset, strategy: tf.distribute.Strategy, at_le
             ]
             return functools.reduce(lambda one, other: one.concatenate(other), datasets)
 
-        # One after the other. Of `flat_map` TensorFlow knows the number of parts, and Keras takes it for that of batches.
-        return batches.interleave(parts, cycle_length=1)
+        return batches.flat_map(parts)
 
-    return strategy.distribute_datasets_from_function(of_worker)
+    shared = strategy.distribute_datasets_from_function(of_worker)
+    # Unknown in TensorFlow 2.21, and Keras would warn at the end of every first epoch.
+    shared._cardinality = batches.cardinality().numpy()
+    return shared
 
 
 def check_compiled(
