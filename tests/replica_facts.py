@@ -53,7 +53,7 @@ def network(channels=4, regularizer=None, policy="float32", synchronized=None):
 
 @functools.cache
 def mirrored(count):
-    """One strategy for each number of devices, with keys of its own for their messages: a process should have but one."""
+    """One strategy for each number of devices, with its own keys for their messages: a process should have but one."""
 
     class Mirrored(tf.distribute.MirroredStrategy):
         _collective_key_base = 1000 * count  # "only set this in tests"
@@ -105,8 +105,11 @@ def message(do, *kinds):
     """What an error says, or that there was none."""
     try:
         do()
-    except (kinds or Exception) as error:
-        return f"{type(error).__name__}: {error}"
+    except Exception as error:
+        if kinds and not isinstance(error, kinds):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return text if len(text) < 600 else f"{text[:200]} ... {text[-200:]}"
     return None
 
 
@@ -154,7 +157,9 @@ def half_precision():
     few = {"similarity_preserving": TERMS["similarity_preserving"]}
     found = {}
     for policy in ("mixed_bfloat16", "mixed_float16"):
-        alone, two = (trained(strategy, terms=few, policy=policy.removeprefix("mixed_")) for strategy in (None, mirrored(2)))
+        alone, two = (
+            trained(strategy, terms=few, policy=policy.removeprefix("mixed_")) for strategy in (None, mirrored(2))
+        )
         found[policy] = difference(alone, two)
         found[policy]["scales"] = isinstance(two[2].optimizer, keras.optimizers.LossScaleOptimizer)
     return found

@@ -49,7 +49,8 @@ def run(
         int | None, typer.Option(min=1, help="How many of this machine: GPUs, or logical ones on its processor.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Start so many processes on this machine, as --strategy multiworker has them.")
+        int | None,
+        typer.Option(min=1, help="Start so many processes on this machine, as --strategy multiworker has them."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:

@@ -11,6 +11,7 @@ from keras import ops
 from spkd_keras.distiller import replicas, strategies, taps
 from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, clear_label_errors
 from spkd_keras.distiller.keeper import StudentKeeper
+from spkd_keras.distiller.logs import trackers
 from spkd_keras.distiller.replicas import Share
 from spkd_keras.distiller.stand_in import Cached, StandIn
 from spkd_keras.distiller.term import Term, named
@@ -101,9 +102,7 @@ class Distiller(StudentKeeper):
             )
             for name, term in named_terms.items()
         }
-        self._trackers = {
-            name: keras.metrics.Mean(name=name) for name in ("images", "student_loss", *self.term_weights)
-        }
+        self._trackers = trackers(["images", "student_loss", *self.term_weights])
         # A plain Python object too: what it knows is of one `fit`.
         self.step_guard = StepGuard(["student_loss", *named_terms])
         self.built = True
@@ -183,12 +182,10 @@ class Distiller(StudentKeeper):
         if auto_scale_loss and float16 and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         if tf.distribute.has_strategy():
-            named_losses = {f"the term '{term.name}'": term.loss for term in self.terms}
-            named_losses |= {"`loss`": part for part in keras.tree.flatten(loss)}
+            every = [*((f"the term '{term.name}'", term.loss) for term in self.terms)]
+            every += [("`loss`", part) for part in keras.tree.flatten(loss)]
             steps = kwargs.get("steps_per_execution", 1)
-            strategies.check_compiled(
-                self.distribute_strategy, optimizer, named_losses, kwargs.get("jit_compile"), steps
-            )
+            strategies.check_compiled(self.distribute_strategy, optimizer, every, kwargs.get("jit_compile"), steps)
         super().compile(optimizer, loss, *args, auto_scale_loss=False, **kwargs)
         self.optimizer.build(self.trainable_variables)
 
@@ -231,17 +228,11 @@ class Distiller(StudentKeeper):
         strategy = self.distribute_strategy
         strategies.check_batch_size(strategy, x, batch_size)
         if kwargs.get("class_weight") is None:
-            x = self._shared_out(x, at_least_one=True)
+            x = self.shared_out(x, at_least_one=True)
         if "validation_data" in kwargs:
-            kwargs["validation_data"] = self._shared_out(kwargs["validation_data"])
+            kwargs["validation_data"] = self.shared_out(kwargs["validation_data"])
         with clear_label_errors(taps.num_classes(self.student)), strategies.clear_sharing_errors(strategy):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
-
-    def _shared_out(self, data: Any, at_least_one: bool = False) -> Any:
-        several = self.distribute_strategy.num_replicas_in_sync > 1
-        if not several or not isinstance(data, tf.data.Dataset):
-            return data
-        return strategies.shared_out(data, self.distribute_strategy, at_least_one)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluates the student as `keras.Model.evaluate` does, and the terms if `evaluate_terms` is set.
@@ -250,7 +241,7 @@ class Distiller(StudentKeeper):
             ValueError: if labels are outside the classes, or there is nothing to evaluate.
         """
         with clear_label_errors(taps.num_classes(self.student)):
-            return super().evaluate(self._shared_out(x), *args, **kwargs)
+            return super().evaluate(self.shared_out(x), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One optimizer step: one pass of each network, the teacher outside of the gradient tape."""
@@ -318,14 +309,6 @@ class Distiller(StudentKeeper):
         losses["loss"] = self._objective(losses, self.student_loss_weight if with_terms else 1.0, share)
         return self._logs(x, y, y_pred, sample_weight, share.sums(losses) if share else losses, share)
 
-    def predict_step(self, data: Any) -> Any:
-        """Runs the student."""
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        share = Share.of(x)
-        if share is None:
-            return self(x, training=False)
-        return share.own(self(replicas.with_a_row(x), training=False))
-
     def _compiled_loss(self, y: Any, y_pred: Any, sample_weight: Any, share: Share | None = None) -> dict[str, Any]:
         if y is None or self._compile_loss is None:
             return {}
@@ -358,37 +341,3 @@ class Distiller(StudentKeeper):
             added = ops.sum(ops.cast(added, total.dtype))
             total = total + (share.of_same(added) if share else added)
         return total
-
-    def _logs(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any, losses: dict[str, Any], share: Share | None
-    ) -> dict[str, Any]:
-        """Updates the metrics, weighting the losses by the number of images, and returns those that have a value."""
-        images = ops.shape(keras.tree.flatten(x)[0])[0]
-        self._trackers["images"].update_state(share.total if share else images)
-        for name, value in losses.items():
-            (self._loss_tracker if name == "loss" else self._trackers[name]).update_state(value, sample_weight=images)
-        logs = self._valued(x, y, y_pred, sample_weight, set(losses) if len(losses) > 1 else set())
-        return strategies.logs_for_keras(logs)
-
-    def _valued(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, valued: set[str]) -> dict[str, Any]:
-        own = {"loss", *self._trackers}
-        if y is None:
-            results = self.get_metrics_result()
-            return {name: results[name] for name in valued}
-        results = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        taken = own & {metric.name for metric in getattr(self._compile_metrics, "metrics", ())}
-        if taken:
-            raise ValueError(
-                f"A term and a compiled metric must have different names. Received: {', '.join(sorted(taken))} "
-                "for both. Give the term another `name`."
-            )
-        return {name: value for name, value in results.items() if name in valued or name not in own}
-
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """All metrics, without the compiled ones as long as no labels were seen."""
-        return [m for m in super().metrics if m is not self._compile_metrics or m.built]
-
-    def images_a_batch(self) -> float:
-        """Returns the mean number of images in the batches since the epoch (or the evaluation) began; 0 for none."""
-        return float(self._trackers["images"].result())

@@ -1,7 +1,7 @@
 """One step on several replicas: what a loss and a log mean when the batch is shared out.
 
-A replica's part of a loss is such that the parts add up to the loss of the whole batch, however unevenly it is shared out.
-Keras sums the gradients of the replicas, so that they make the step of one device.
+A replica's part of a loss is such that the parts add up to the loss of the whole batch, however unevenly it is shared
+out. Keras sums the gradients of the replicas, so that they make the step of one device.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+
 
 class Share:
     """What one replica has of the batch. Made within a step, once.
@@ -60,7 +61,6 @@ class Share:
 
         In the dtype of the loss: TensorFlow 2.21 gathers no bfloat16, and the gradients are summed on their way back.
         """
-
         return keras.tree.map_structure(
             lambda value: self._context.all_gather(tf.cast(value, dtype), axis=0), self.own(values)
         )
@@ -116,8 +116,8 @@ def conditionally(
 ) -> None:
     """Does one thing or another inside the graph, under a strategy too, where it may update variables.
 
-    TensorFlow 2.21 refuses what merges the replicas inside a condition of a replica. So the replicas merge first, and part
-    again inside the condition, as Keras' LossScaleOptimizer does it.
+    TensorFlow 2.21 refuses what merges the replicas inside a condition of a replica. So the replicas merge first, and
+    part again inside the condition, as Keras' LossScaleOptimizer does it.
 
     Args:
         predicate: the same on all replicas.

@@ -2,12 +2,14 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from spkd_keras.distiller.replicas import Share, with_a_row
 
 MEANS = ("sum_over_batch_size", "mean")  # reductions that can be shared out
 TOO_FEW = "fewer images than replicas"
@@ -18,8 +20,8 @@ class ReplicatedTrainer(keras.Model):
 
     - Building on a first batch that is shared out unevenly or between workers fails: `Attempt to convert a value
       (PerReplica...)`, or shapes that do not fit. Here it is built on zeros.
-    - Logs of a step between workers are reduced along an axis that scalars do not have: `Invalid reduction dimension 0`.
-      Here they have it.
+    - Logs of a step between workers are reduced along an axis that scalars do not have (`Invalid reduction dimension
+      0`). Here they have it.
     - Where a step does not log every metric, the logs of an epoch are those of its last step, means over the replicas.
       Here they are read from the metrics, whose sums are exact.
 
@@ -39,11 +41,26 @@ class ReplicatedTrainer(keras.Model):
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=batch)
 
+    def shared_out(self, data: Any, at_least_one: bool = False) -> Any:
+        """Returns a dataset so that its batches are shared out between the replicas; anything else as it is."""
+        several = self.distribute_strategy.num_replicas_in_sync > 1
+        if not several or not isinstance(data, tf.data.Dataset):
+            return data
+        return shared_out(data, self.distribute_strategy, at_least_one)
+
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         if self.distribute_strategy.num_replicas_in_sync == 1:
             return super()._get_metrics_result_or_logs(logs)
         results = self.get_metrics_result()
         return {name: results[name] for name in logs}
+
+    def predict_step(self, data: Any) -> Any:
+        """Runs the student."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        share = Share.of(x)
+        if share is None:
+            return self(x, training=False)
+        return share.own(self(with_a_row(x), training=False))
 
 
 def logs_for_keras(logs: dict[str, Any]) -> dict[str, Any]:
@@ -106,14 +123,18 @@ def shared_out(batches: tf.data.Dataset, strategy: tf.distribute.Strategy, at_le
 
 
 def check_compiled(
-    strategy: tf.distribute.Strategy, optimizer: Any, losses: dict[str, Any], jit_compile: Any, steps_per_execution: int
+    strategy: tf.distribute.Strategy,
+    optimizer: Any,
+    losses: Sequence[tuple[str, Any]],
+    jit_compile: Any,
+    steps_per_execution: int,
 ) -> None:
     """Refuses what TensorFlow 2.21 cannot do under a strategy, and what would not be the step of one device.
 
     Args:
         strategy: of the model.
         optimizer: to be compiled with.
-        losses: by the names they have for the user.
+        losses: with the names that they have for the user.
         jit_compile: as in `compile`.
         steps_per_execution: as in `compile`.
 
@@ -135,15 +156,17 @@ def check_compiled(
             raise ValueError(f"TensorFlow cannot do this under a {kind}: {what}. Leave it out.")
     if any(part._distribution_strategy is not strategy for part in {optimizer, inner}):
         raise ValueError(
-            "The optimizer must be made under the strategy of the Distiller. Construct it within `with strategy.scope():`."
+            "The optimizer must be made under the strategy of the Distiller. Construct it within "
+            "`with strategy.scope():`."
         )
     if strategy.num_replicas_in_sync == 1:
         return
-    for name, loss in losses.items():
+    for name, loss in losses:
         reduction = getattr(loss, "reduction", MEANS[0])
         if reduction not in MEANS:
             raise ValueError(
-                f"With several replicas, `reduction` of {name} must be one of {', '.join(MEANS)}. Received: {reduction}."
+                f"With several replicas, `reduction` of {name} must be one of {', '.join(MEANS)}. "
+                f"Received: {reduction}."
             )
 
 
@@ -163,8 +186,9 @@ def check_batch_size(strategy: tf.distribute.Strategy, x: Any, batch_size: int |
     last = len(keras.tree.flatten(x)[0]) % size
     if last and -(-last * replicas // size) < replicas:
         raise ValueError(
-            f"The last batch of {last} images would leave some of the {replicas} replicas without any. Leave these images "
-            f"out, choose another `batch_size` than {size}, or give a tf.data.Dataset, whose batches are shared out evenly."
+            f"The last batch of {last} images would leave some of the {replicas} replicas without any. Leave these "
+            f"images out, choose another `batch_size` than {size}, or give a tf.data.Dataset, whose batches are shared "
+            "out evenly."
         )
 
 

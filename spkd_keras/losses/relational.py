@@ -42,8 +42,8 @@ def similarity_preserving(teacher: Any, student: Any, rows: slice | None = None)
         rows: of the matrices that are wanted; None for all.
 
     Returns:
-        Shape `(b,)`, or a value for each row that is wanted, at most 2/b for non-negative activations and below 4/b for signed ones. Zero for a batch of one,
-        in which there is no pair to compare.
+        Shape `(b,)`, or a value for each row that is wanted, at most 2/b for non-negative activations and below 4/b for
+        signed ones. Zero for a batch of one, in which there is no pair to compare.
 
     Raises:
         ValueError: if the two batches differ in size.

@@ -15,6 +15,7 @@ import tensorflow as tf
 from spkd_keras.experiment import Data, ExperimentError
 
 STRATEGIES = ("mirrored", "multiworker")
+EXAMPLE = '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", "index": 0}}'
 SLURM_PORTS = 20000  # the first of a range of 10,000, in which a job has its own
 
 
@@ -25,8 +26,8 @@ class WorkerLostError(RuntimeError):
 class Devices:
     """What a training runs on: one device, several, or several processes, of which the first is the chief.
 
-    Only the chief writes a run's folder. The others have temporary ones, and get from it what they need. All must ask the
-    same in the same order, since each answer is a message between them.
+    Only the chief writes a run's folder. The others have temporary ones, and get from it what they need. All must ask
+    the same in the same order, since each answer is a message between them.
 
     Args:
         strategy: None for one device.
@@ -72,8 +73,8 @@ class Devices:
         if 0 < images % spec.batch_size < self.replicas:
             raise ExperimentError(
                 f"The last batch of an epoch must have an image for each of the {self.replicas} replicas. Received: "
-                f"{images % spec.batch_size}, of {images} training images in batches of {spec.batch_size}. Choose another "
-                "data.batch_size."
+                f"{images % spec.batch_size}, of {images} training images in batches of {spec.batch_size}. Choose "
+                "another data.batch_size."
             )
 
     @contextlib.contextmanager
@@ -151,15 +152,19 @@ class Devices:
             counts = number % here == 0 if by_all else number == 0  # once, whatever devices a process has
             return tf.where(counts, values, tf.zeros_like(values))
 
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(of_replica), axis=None).numpy()
+        @tf.function
+        def whole() -> Any:
+            return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(of_replica), axis=None)
+
+        return whole().numpy()
 
 
 def devices_for(name: str | None, count: int | None = None) -> Devices:
     """Finds the devices of a strategy. To be called before TensorFlow does anything else.
 
     Args:
-        name: "mirrored": the GPUs of this machine, or logical devices on its processor where it has none; "multiworker":
-            those of all processes that `TF_CONFIG` or SLURM's variables name; None: one device.
+        name: "mirrored": the GPUs of this machine, or logical devices on its processor where it has none;
+            "multiworker": those of all processes that `TF_CONFIG` or SLURM's variables name; None: one device.
         count: how many devices of this machine; default are all its GPUs, or one where there are none.
 
     Raises:
@@ -210,10 +215,9 @@ def _find_cluster() -> None:
         whole = whole and 0 <= config["task"]["index"] < len(config["cluster"]["worker"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ExperimentError(
-            "--strategy multiworker needs the environment variable TF_CONFIG, such as "
-            '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", "index": 0}}, or SLURM\'s '
-            f"variables. Received: {os.environ.get('TF_CONFIG') or 'neither'} ({type(error).__name__}: {error}). To try it "
-            "on this machine: --workers 2."
+            f"--strategy multiworker needs the environment variable TF_CONFIG, such as {EXAMPLE}, or SLURM's variables. "
+            f"Received: {os.environ.get('TF_CONFIG') or 'neither'} ({type(error).__name__}: {error}). To try it on this "
+            "machine: --workers 2."
         ) from error
     if not whole:
         raise ExperimentError(

@@ -15,7 +15,14 @@ import tensorflow as tf
 import spkd_keras
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorflow-datasets")
-DECIDING = ("versions", "commit", "devices", "intra_op_threads", "onednn", "replicas")  # a change of these may change bits
+DECIDING = (
+    "versions",
+    "commit",
+    "devices",
+    "intra_op_threads",
+    "onednn",
+    "replicas",
+)  # a change of these may change bits
 
 
 def environment() -> dict[str, Any]:

@@ -59,8 +59,8 @@ def run_experiment(
         jobs: how many runs to do side by side, each in a process of its own; 1 does them in this process.
         check: whether to try the methods that have no run yet on real batches first (`check_experiment`).
         force: whether to run although the check finds what should stop it.
-        devices: that share every batch, as `devices_for` finds them; None for one. Where there are several processes, all
-            call this at the same time, and the first writes the runs.
+        devices: that share every batch, as `devices_for` finds them; None for one. Where there are several processes,
+            all call this at the same time, and the first writes the runs.
 
     Returns:
         The folder with the runs.
