@@ -60,7 +60,10 @@ def test_batches_that_are_shared_out_unevenly(facts, data):
     [
         ("arrays_with_none", "ValueError: The last batch of 5 images would leave some of the 4 replicas without any."),
         ("too_few", "ValueError: Every training batch must have at least 4 images, one for each replica."),
-        ("indivisible", "ValueError: `batch_size` must be a multiple of 4, the number of replicas. Received: batch_size=6"),
+        (
+            "indivisible",
+            "ValueError: `batch_size` must be a multiple of 4, the number of replicas. Received: batch_size=6",
+        ),
     ],
 )
 def test_batches_that_cannot_be_shared_out(facts, what, said):

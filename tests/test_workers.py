@@ -74,9 +74,7 @@ def start(folder, outs):
         environment = os.environ | {"TF_CONFIG": json.dumps(config)}
         with (folder / f"errors-{index}.txt").open("w") as errors:
             arguments = [*command(folder, out), "--strategy", "multiworker"]
-            started.append(
-                subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
-            )
+            started.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=errors))
     return started
 
 
@@ -107,9 +105,7 @@ def test_a_killed_worker_and_a_new_start_give_the_same_run(tmp_path):
     assert summary["gathered_bytes_a_step"] > 0
     assert subprocess.run(command(tmp_path, tmp_path / "alone"), capture_output=True).returncode == 0
     alone = tmp_path / "alone" / "shared" / "sp-seed0"
-    differences = [
-        abs(one - other).max() for one, other in zip(weights_of(runs[1]), weights_of(alone), strict=True)
-    ]
+    differences = [abs(one - other).max() for one, other in zip(weights_of(runs[1]), weights_of(alone), strict=True)]
     assert max(differences) < 1e-5
 
 
@@ -121,7 +117,9 @@ def test_the_first_failure_is_told(capfd):
 
 def test_a_signal_ends_all(tmp_path):
     code = f"import os, pathlib, time; pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch(); time.sleep(60)"
-    launch = f"import sys; from spkd_keras.cli.launcher import launch; sys.exit(launch([sys.executable, '-c', {code!r}], 2))"
+    launch = (
+        f"import sys; from spkd_keras.cli.launcher import launch; sys.exit(launch([sys.executable, '-c', {code!r}], 2))"
+    )
     process = subprocess.Popen([sys.executable, "-c", launch])
     while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.02)

@@ -1,6 +1,6 @@
 """Trains as one of several processes, and writes as JSON what came of it. To be started by `launch`.
 
-    python tests/worker_facts.py FILE
+python tests/worker_facts.py FILE
 """
 
 import json

@@ -24,7 +24,7 @@ class _Worker(NamedTuple):
     """A process, and what it writes to standard error; None for the first, whose it is this one's."""
 
     process: Any
-    errors: IO[str] | None
+    errors: IO[str] | Any
 
 
 def start_workers(count: int, strategy: str | None) -> int:
@@ -70,16 +70,18 @@ def launch(command: Sequence[str], count: int) -> int:
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         failed = _wait(workers)
+        if received:
+            return 128 + received[0]
+        if failed is None:
+            return 0
+        _tell(workers, failed)
+        code = workers[failed].process.returncode
+        return code if code > 0 else FAILED
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if received:
-        return 128 + received[0]
-    if failed is None:
-        return 0
-    _tell(workers, failed)
-    code = workers[failed].process.returncode
-    return code if code > 0 else FAILED
+        for worker in workers[1:]:
+            worker.errors.close()
 
 
 def free_ports(count: int) -> list[int]:
@@ -130,7 +132,7 @@ def _tell(workers: list[_Worker], failed: int) -> None:
     """Says why a worker failed whose standard error nobody sees."""
     process, errors = workers[failed]
     if errors is None:
-        return
+        return  # it said so itself
     errors.seek(0)
     said = errors.read().strip().splitlines()
     ending = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"

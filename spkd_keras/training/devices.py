@@ -215,9 +215,9 @@ def _find_cluster() -> None:
         whole = whole and 0 <= config["task"]["index"] < len(config["cluster"]["worker"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ExperimentError(
-            f"--strategy multiworker needs the environment variable TF_CONFIG, such as {EXAMPLE}, or SLURM's variables. "
-            f"Received: {os.environ.get('TF_CONFIG') or 'neither'} ({type(error).__name__}: {error}). To try it on this "
-            "machine: --workers 2."
+            f"--strategy multiworker needs the environment variable TF_CONFIG, such as {EXAMPLE}, or SLURM's "
+            f"variables. Received: {os.environ.get('TF_CONFIG') or 'neither'} ({type(error).__name__}: {error}). To "
+            "try it on this machine: --workers 2."
         ) from error
     if not whole:
         raise ExperimentError(

@@ -48,6 +48,7 @@ def summarise(
         "strategy": surroundings["strategy"],
         "replicas": surroundings["replicas"],
         "workers": surroundings["workers"],
+        "gathered_bytes_a_step": surroundings.get("gathered_bytes_a_step"),
         "earlier_conditions": surroundings.get("earlier_conditions", []),
         "data": splits.origin,
         "class_names": list(splits.train.class_names),

@@ -10,7 +10,7 @@ import numpy as np
 
 from spkd_keras import data, models
 from spkd_keras.cache import TeacherCache
-from spkd_keras.distiller import Distiller, NotFiniteError, loss_parts
+from spkd_keras.distiller import Distiller, NotFiniteError, gathered_bytes, loss_parts
 from spkd_keras.experiment import Experiment
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
@@ -65,6 +65,8 @@ def train(
             if devices.replicas > 1:
                 student = models.synchronized(student)
             distiller = build.build_distiller(source, student, experiment, folder.method)
+        if devices.replicas > 1:
+            surroundings["gathered_bytes_a_step"] = gathered_bytes(distiller, experiment.data.batch_size)
         training = _Training(folder, splits, distiller, observer, interruption, cache, devices)
         with interruption.deferred(), devices.together():
             training.run()
