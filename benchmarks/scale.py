@@ -24,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 PAGE = Path(__file__).parent / "scale.md"
-REPLICAS, BATCHES = (1, 2, 4, 8), (128, 256, 512, 1024, 2048)
+REPLICAS, BATCHES = (1, 2, 4, 8), (128, 256, 512, 1024)
 FEATURES = {"teacher": 8 * 8 * 128, "student": 8 * 8 * 64}  # WideResNet-16-2 and 16-1, last stage
 NETWORKS = {"10 gigabit": 1.25e9, "100 gigabit": 12.5e9}  # bytes a second
 SHARE = 0.05
@@ -94,7 +94,7 @@ def exchange_on(replicas: int) -> dict[str, Any]:
         teacher, student = (tf.random.normal([local, size]) for size in FEATURES.values())
 
         def gather() -> Any:
-            share = Share(local)
+            share = Share(local)  # noqa: B023
             return [tf.reduce_sum(part) for part in share.gather((teacher, student), "float32")]  # noqa: B023
 
         def whole() -> Any:
@@ -148,7 +148,7 @@ def pair(name: str) -> dict[str, Any]:
 
         return fastest(lambda: gradient(one, other).numpy())
 
-    measured = {images: loss_at(images) for images in (batch, 512, 1024)}
+    measured = {images: loss_at(images) for images in (batch, 256, 512)}
     return {"step": step, "batch": batch, "teacher": sizes[0], "student": sizes[1], "loss": measured}
 
 
@@ -200,12 +200,12 @@ def page() -> str:
         sent = 4 * batch * numbers
         arriving = sent * (count - 1) / count
         times = [f"{1000 * arriving / rate:.0f}" for rate in NETWORKS.values()]
-        lines.append(
-            f"| {batch} | {count} | {sent / 1e6:.0f} | {' | '.join(times)} | {1000 * flops * batch**2 / count / speed:.0f} |"
-        )
+        loss = 1000 * flops * batch**2 / count / speed
+        lines.append(f"| {batch} | {count} | {sent / 1e6:.0f} | {' | '.join(times)} | {loss:.0f} |")
     lines += [_PAIRS.format(share=f"{SHARE:.0%}")]
     lines += [
-        "| student < teacher | values an image, teacher / student | ms an image without the loss | GFLOP/s of the loss | largest batch |"
+        "| student < teacher | values an image, teacher / student | ms an image without the loss "
+        "| GFLOP/s of the loss | largest batch |"
     ]
     lines += ["| --- | --- | --- | --- | --- |"]
     for name in (name for name in _pairs() if name in results["pairs"]):
@@ -222,33 +222,35 @@ _HEAD = """# The similarity matrix of many devices
 
 Measured {date} on 2 cores, CPU, float32, with what else ran there. `python benchmarks/scale.py page` wrote this page.
 
-Every replica gathers the activations of the whole batch at the two taps, computes its own rows of the two matrices, and sends
-the gradients back: b (D_T + 2 D_S) numbers cross the network, and the b² of the product is shared. `spkd check` prints the bytes
-of an experiment, and `summary.json` of a run on several devices has them (`gathered_bytes_a_step`).
+Every replica gathers the activations of the whole batch at the two taps, computes its own rows of the two matrices, and
+sends the gradients back: b (D_T + 2 D_S) numbers cross the network, and the work of the products, which grows with b²,
+is shared. `spkd check` prints the bytes of an experiment, and `summary.json` of a run on several devices has them
+(`gathered_bytes_a_step`).
 
 ## Gather and loss, measured
 
-Logical devices of one processor: they share the two cores, and the gather is a copy in memory. WideResNet-16-1 from 16-2, last stage:
-{teacher} and {student} values an image. Milliseconds of the gather alone / of gather, loss and gradient, fastest of 3:
+Logical devices of one processor: they share the two cores, and the gather is a copy in memory. WideResNet-16-1 from
+16-2, last stage: {teacher} and {student} values an image. Milliseconds of the gather alone / of gather, loss and
+gradient, fastest of 3:
 """
 _BEYOND = """
-Rows are shared, so that the work of all devices together is that of one, as the columns show: more of them on the same cores
-take longer only by what the copies and TensorFlow's bookkeeping take.
+The rows are shared out, not repeated: if each device computed the whole matrices, R = 8 would take eight times R = 1.
+What more devices on the same cores cost is the copies.
 
 ## Beyond, computed
 
-The same pair where every device is a machine as fast as this one ({speed:.0f} GFLOP/s in the loss), and a device receives over its own
-network (R - 1) / R of what is sent, with nothing else in its way. Milliseconds:
+The same pair where every device is a machine as fast as this one ({speed:.0f} GFLOP/s in the loss) and receives, over a
+network of its own, (R - 1) / R of what is sent, with nothing else in its way:
 """
 _PAIRS = """
-The gradients of the weights, which any such training sends, come on top. With b / R fixed, as here, the gather grows with b: it is
-the network that ends the growth of the global batch, not the product.
+The gradients of the weights, which any such training sends, come on top. The batch of a replica is the same in all
+rows: the gather grows with the whole batch, as the loss does.
 
 ## The largest batch, for each pair of networks
 
-Until the loss takes {share} of a step. The loss of a replica is b² / R, the rest of its step b / R, so that the largest global batch is
-the same for any R. From a step at a small batch (32, at 224 pixels 8) and the loss at 1,024; without the network. A processor's
-convolutions are slower in proportion to its matrix products than a GPU's, so that a GPU's figures will be others: `pairs` measures them.
+Until the loss takes {share} of a step. The loss of a replica grows as b² / R, the rest of its step as b / R, so that
+the largest global batch is the same for any R. From a step at a small batch (32, at 224 pixels 8) and the loss at 512;
+without the network. The ratio of convolutions to matrix products differs between kinds of devices: `pairs` measures it.
 """
 
 

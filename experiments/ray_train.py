@@ -47,7 +47,8 @@ def main() -> None:
         scaling_config=ScalingConfig(num_workers=arguments.workers, use_gpu=arguments.gpus),
         run_config=RunConfig(storage_path=str(arguments.storage.absolute())),
     )
-    print(trainer.fit().metrics)
+    trainer.fit()
+    print(f"Students: {arguments.out}/<experiment>/<method>-seed<k>/student.keras")
 
 
 if __name__ == "__main__":
