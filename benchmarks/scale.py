@@ -185,8 +185,8 @@ def page() -> str:
         lines.append(
             f"| {batch} | " + " | ".join(f"{1000 * c['gather']:.1f} / {1000 * c['whole']:.1f}" for c in cells) + " |"
         )
-    numbers = sum(FEATURES.values()) + FEATURES["student"]
-    flops = 2 * (FEATURES["teacher"] + 3 * FEATURES["student"])
+    numbers = FEATURES["teacher"] + 3 * FEATURES["student"]
+    flops = 2 * numbers
     one = results["exchange"]["1"][str(BATCHES[-1])]
     speed = flops * BATCHES[-1] ** 2 / (one["whole"] - one["gather"])
     lines += [_BEYOND.format(speed=speed / 1e9)]
@@ -223,9 +223,9 @@ _HEAD = """# The similarity matrix of many devices
 Measured {date} on 2 cores, CPU, float32, with what else ran there. `python benchmarks/scale.py page` wrote this page.
 
 Every replica gathers the activations of the whole batch at the two taps, computes its own rows of the two matrices, and
-sends the gradients back: b (D_T + 2 D_S) numbers cross the network, and the work of the products, which grows with b²,
-is shared. `spkd check` prints the bytes of an experiment, and `summary.json` of a run on several devices has them
-(`gathered_bytes_a_step`).
+sums the student's gradients over all: b (D_T + 3 D_S) numbers cross the network (a sum passes twice), and the work of
+the products, which grows with b², is shared. `spkd check` prints the bytes of an experiment, and `summary.json` of a
+run on several devices has them (`gathered_bytes_a_step`).
 
 ## Gather and loss, measured
 
@@ -235,7 +235,7 @@ gradient, fastest of 3:
 """
 _BEYOND = """
 The rows are shared out, not repeated: if each device computed the whole matrices, R = 8 would take eight times R = 1.
-What more devices on the same cores cost is the copies.
+What more devices on the same cores take is for the copies, there and back.
 
 ## Beyond, computed
 

@@ -76,7 +76,7 @@ def build(strategy, terms=None, policy="float32", optimizer=None, synchronized=N
     return distiller
 
 
-def trained(strategy, count=COUNT, as_dataset=False, fitted=None, **built):
+def trained(strategy, count=COUNT, as_dataset=False, fitted=None, validated=False, **built):
     """Returns the student's weights, the logs of training and evaluation, and the Distiller."""
     distiller = build(strategy, **built)
     x, y = images(ODD)
@@ -85,20 +85,26 @@ def trained(strategy, count=COUNT, as_dataset=False, fitted=None, **built):
     if as_dataset:
         data = (tf.data.Dataset.from_tensor_slices(data).batch(BATCH),)
         held_out = {"validation_data": tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)}
-    else:
+    if not validated:
+        held_out = {}
+    if not as_dataset:
         held_out["batch_size"] = BATCH
     logs = distiller.fit(*data, shuffle=False, verbose=0, **held_out, **(fitted or {})).history
     weights = distiller.student.get_weights()
     return weights, {name: values[0] for name, values in logs.items()}, distiller
 
 
+def weights_apart(one, other):
+    """The largest difference between weights."""
+    return max(float(np.abs(a - b).max()) for a, b in zip(one[0], other[0], strict=True))
+
+
 def difference(one, other):
     """The largest of the weights, of the logs relative to their size, and whether the accuracies are the same."""
-    weights = max(float(np.abs(a - b).max()) for a, b in zip(one[0], other[0], strict=True))
     assert set(one[1]) == set(other[1])
     logs = max(abs(one[1][name] - other[1][name]) / max(1.0, abs(one[1][name])) for name in one[1])
     same = all(one[1][name] == other[1][name] for name in one[1] if "accuracy" in name)
-    return {"weights": weights, "logs": logs, "same_accuracy": same}
+    return {"weights": weights_apart(one, other), "logs": logs, "same_accuracy": same}
 
 
 def message(do, *kinds):
@@ -114,17 +120,17 @@ def message(do, *kinds):
 
 
 def one_answer():
-    alone = trained(None)
-    found = {f"replicas_{count}": difference(alone, trained(mirrored(count))) for count in (1, 2, 4)}
-    two = trained(mirrored(2))
-    x, _ = images(ODD)
+    alone = trained(None, validated=True)
+    several = {count: trained(mirrored(count), validated=True) for count in (1, 2, 4)}
+    found = {f"replicas_{count}": difference(alone, one) for count, one in several.items()}
+    two, x = several[2], images(ODD)[0]
     found["predictions"] = float(np.abs(two[2].predict(x, batch_size=BATCH, verbose=0) - two[2].student(x)).max())
     found["keys"] = sorted(alone[1])
     original = replicas.of_term
     replicas.of_term = lambda loss, teacher, student, relational, share: original(loss, teacher, student, False, share)
-    found["local_gram"] = difference(alone, trained(mirrored(2)))
+    found["local_gram"] = weights_apart(alone, trained(mirrored(2)))
     replicas.of_term = original
-    found["local_statistics"] = difference(alone, trained(mirrored(2), synchronized=False))
+    found["local_statistics"] = weights_apart(alone, trained(mirrored(2), synchronized=False))
     return found
 
 
@@ -136,9 +142,11 @@ def other_losses():
 def uneven():
     """Batches of 16, 16, 16 and 5, over four replicas: of arrays the last one leaves two without."""
     few = {"similarity_preserving": TERMS["similarity_preserving"]}
-    alone = trained(None, ODD, terms=few, as_dataset=True)
+    alone, four = (
+        trained(strategy, ODD, terms=few, as_dataset=True, validated=True) for strategy in (None, mirrored(4))
+    )
     return {
-        "dataset": difference(alone, trained(mirrored(4), ODD, terms=few, as_dataset=True)),
+        "dataset": difference(alone, four),
         "arrays": difference(trained(None, 47, terms=few), trained(mirrored(4), 47, terms=few)),
         "arrays_with_none": message(lambda: trained(mirrored(4), ODD)),
         "too_few": message(lambda: trained(mirrored(4), 51, terms=few, as_dataset=True)),

@@ -39,7 +39,7 @@ def test_the_logs_are_those_of_one_device(facts):
 
 @pytest.mark.parametrize("what", ["local_gram", "local_statistics"])
 def test_a_gram_matrix_or_statistics_of_each_replica_would_be_another_training(facts, what):
-    assert facts["one_answer"][what]["weights"] > 1e-3
+    assert facts["one_answer"][what] > 1e-3
 
 
 def test_predictions_are_in_their_order(facts):
@@ -125,12 +125,19 @@ def test_other_refusals(facts):
         ("accumulation", "merge_call"),  # check_compiled
         ("ema", "merge_call"),  # check_compiled
         ("bfloat16", "bfloat16 not in list of allowed values"),  # Share.gather casts
-        ("condition", "merge_call"),  # conditionally
+        ("condition", "control flow out of `fn`"),  # conditionally
     ],
 )
 def test_keras_and_tensorflow_still_need_what_is_done_for_them(facts, what, said):
     """Once one of these works, what is named beside it can go."""
     assert said in facts["still_needed"][what]
+
+
+def test_an_empty_batch_still_loses_its_channels(facts):
+    """Once it has four with oneDNN's kernels, `with_a_row` can go."""
+    if facts["still_needed"]["empty_channels"] == 4:
+        pytest.skip("TensorFlow runs without oneDNN's kernels here, or convolves empty batches by now")
+    assert facts["still_needed"]["empty_channels"] == 1
 
 
 def test_keras_asks_the_first_replica_alone_for_an_overflow(facts):

@@ -45,13 +45,14 @@ def main():
     from replica_facts import ODD, difference, message, plain_keras, trained  # TensorFlow has started by now
 
     found = {"replicas": devices.replicas, "exchanged": exchanged(devices)}
-    two = [trained(devices.strategy, count, as_dataset) for count, as_dataset in ((48, False), (ODD, True))]
+    cases = {"arrays": {}, "dataset": {"count": ODD, "as_dataset": True}}
+    two = {name: trained(devices.strategy, validated=True, **case) for name, case in cases.items()}
     x = np.random.default_rng(0).integers(0, 256, (ODD, 8, 8, 1)).astype("uint8")
-    predicted = two[0][2].predict(x, batch_size=16, verbose=0)
+    predicted = two["arrays"][2].predict(x, batch_size=16, verbose=0)
     if devices.chief:
-        found["arrays"] = difference(trained(None), two[0])
-        found["dataset"] = difference(trained(None, ODD, as_dataset=True), two[1])
-        found["predictions"] = float(np.abs(predicted - two[0][2].student(x)).max())
+        for name, case in cases.items():
+            found[name] = difference(trained(None, validated=True, **case), two[name])
+        found["predictions"] = float(np.abs(predicted - two["arrays"][2].student(x)).max())
     devices.counts([0])
     y = np.zeros(ODD, "int32")
     model = plain_keras(devices.strategy, metrics=["accuracy"])

@@ -72,8 +72,9 @@ def gathered_bytes(distiller: Distiller, batch_size: int) -> int | None:
     """Returns what a training step sends between replicas for its terms that compare images.
 
     That is the activations of the whole batch at their taps, teacher's and student's, in the dtype of the loss, and
-    the gradients of the student's on their way back. Of R replicas each has 1/R of it already. The gradients of the
-    weights, which any training of several replicas sends, are not counted.
+    on the way back the student's gradients twice: each replica has some for every image, and TensorFlow gives all of
+    them the sum. Of R replicas each has 1/R of it already. The gradients of the weights, which any training of several
+    replicas sends, are not counted.
 
     Args:
         distiller: with its teacher, or what stands in for it.
@@ -93,7 +94,7 @@ def gathered_bytes(distiller: Distiller, batch_size: int) -> int | None:
     for name, teacher, student in wiring.pairs(teacher_values, student_values):
         if name in relational:
             student = distiller.adapters[name](student) if name in distiller.adapters else student
-            sides = [teacher, student, student]  # there, there, and back
+            sides = [teacher, student, student, student]  # there, there, and back
             numbers = sum(math.prod(part.shape[1:]) for side in sides for part in keras.tree.flatten(side))
             total += batch_size * numbers * tf.as_dtype(wiring.terms[name].loss.dtype).size
     return total

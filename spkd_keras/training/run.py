@@ -77,7 +77,7 @@ def run_experiment(
     if jobs > 1 and devices.strategy:
         raise ExperimentError(f"`jobs` must be 1 where devices share every run. Received: {jobs}.")
     observer = observer if observer and devices.chief else Observer()
-    with devices.folder(out) as folder:
+    with devices.folder(out) as folder, devices.together():
         return _run_into(folder, experiment, observer, devices, jobs, check and devices.chief, force)
 
 
