@@ -28,7 +28,8 @@ TERMS = {
     "soft_targets": lambda: Term(losses.SoftTargets(), 0.9),
     "relational_distance": lambda: Term(losses.RelationalDistance(), 5.0),
 }
-OTHER_RELATIONAL = {
+OTHER_TERMS = {
+    "hint": lambda: Term(losses.Hint(), 1.0),  # with an adapter, which has a BatchNormalization
     "relational_angle": lambda: Term(losses.RelationalAngle(), 5.0),
     "pkt": lambda: Term(losses.PKT(), 300.0),
     "correlation_congruence": lambda: Term(losses.CorrelationCongruence(), 3.0),
@@ -130,13 +131,16 @@ def one_answer():
     replicas.of_term = lambda loss, teacher, student, relational, share: original(loss, teacher, student, False, share)
     found["local_gram"] = weights_apart(alone, trained(mirrored(2)))
     replicas.of_term = original
-    found["local_statistics"] = weights_apart(alone, trained(mirrored(2), synchronized=False))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found["local_statistics"] = weights_apart(alone, trained(mirrored(2), synchronized=False))
+    found["warned"] = [str(warning.message) for warning in caught if "normalises" in str(warning.message)]
     return found
 
 
 def other_losses():
-    alone = trained(None, terms=OTHER_RELATIONAL)
-    return difference(alone, trained(mirrored(2), terms=OTHER_RELATIONAL))
+    alone = trained(None, terms=OTHER_TERMS)
+    return difference(alone, trained(mirrored(2), terms=OTHER_TERMS))
 
 
 def uneven():
@@ -227,7 +231,15 @@ def refused():
                 "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
             )
 
+    def summing():
+        with mirrored(2).scope():
+            image = keras.Input(IMAGE_SHAPE)
+            layer = layers.Dense(CLASSES, activity_regularizer="l2", name="logits")
+            Distiller(None, keras.Model(image, layer(layers.Flatten()(image)))).compile("sgd", cross_entropy())
+
     return {
+        "summing_layer": message(summing),
+        "one_batch": message(lambda: build(mirrored(2)).train_on_batch(*images(4))),
         "jit": compiled(jit_compile=True),
         "steps": compiled(steps_per_execution=2),
         "accumulation": compiled(optimizer=lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)),

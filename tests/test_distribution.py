@@ -46,7 +46,7 @@ def test_predictions_are_in_their_order(facts):
     assert facts["one_answer"]["predictions"] < 1e-5
 
 
-def test_every_loss_that_compares_images_sees_all_of_them(facts):
+def test_other_losses_and_adapters(facts):
     assert_same(facts["other_losses"])
 
 
@@ -110,7 +110,15 @@ def test_what_tensorflow_cannot_do_is_refused_in_one_line(facts, what, said):
     assert facts["refused"][what] == expected
 
 
+def test_a_student_whose_replicas_normalise_alone_is_told_of(facts):
+    (said,) = facts["one_answer"]["warned"]
+    assert said.startswith("Each replica normalises by its own images alone, unlike one device: bn1, bn2.")
+    assert "models.synchronized(student)" in said
+
+
 def test_other_refusals(facts):
+    assert "can have an `activity_regularizer`. Received: logits." in facts["refused"]["summing_layer"]
+    assert "does not share a batch between 2 replicas. Use `fit`" in facts["refused"]["one_batch"]
     assert facts["refused"]["moving_average_without"] is None
     assert "Construct it within `with strategy.scope():`" in facts["refused"]["optimizer_outside"]
     assert "`reduction` of `loss` must be one of sum_over_batch_size, mean. Received: sum" in facts["refused"]["summed"]

@@ -188,6 +188,11 @@ def test_an_unknown_strategy():
         devices_for("horovod")
 
 
+def test_logical_devices_of_several_processes(no_cluster):
+    with pytest.raises(ExperimentError, match=r"--devices is for GPUs with --strategy multiworker. Received: 2"):
+        devices_for("multiworker", 2)
+
+
 @pytest.mark.parametrize(
     ("size", "images", "said"),
     [

@@ -186,6 +186,7 @@ class Distiller(StudentKeeper):
             every += [("`loss`", part) for part in keras.tree.flatten(loss)]
             steps = kwargs.get("steps_per_execution", 1)
             strategies.check_compiled(self.distribute_strategy, optimizer, every, kwargs.get("jit_compile"), steps)
+            strategies.check_layers(self.distribute_strategy, [*self._flatten_layers(include_self=False)])
         super().compile(optimizer, loss, *args, auto_scale_loss=False, **kwargs)
         self.optimizer.build(self.trainable_variables)
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,17 @@ class ReplicatedTrainer(keras.Model):
         """Builds what a first batch would build, from one like it, and computes nothing."""
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=batch)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains on one batch as `keras.Model.train_on_batch` does, where there is one replica.
+
+        Raises:
+            ValueError: if there are several, each of which Keras would give the whole batch.
+        """
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            raise ValueError(f"`train_on_batch` does not share a batch between {replicas} replicas. Use `fit`.")
+        return super().train_on_batch(*args, **kwargs)
 
     def shared_out(self, data: Any, at_least_one: bool = False) -> Any:
         """Returns a dataset so that its batches are shared out between the replicas; anything else as it is."""
@@ -170,6 +182,33 @@ def check_compiled(
             )
 
 
+def check_layers(strategy: tf.distribute.Strategy, layers: Sequence[keras.layers.Layer]) -> None:
+    """Refuses layers that replicas cannot compute as one device would, and warns of those that do not.
+
+    Raises:
+        ValueError: if a layer adds a sum over its images to the loss, of which Keras would take the mean over replicas.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return
+    summing = [layer.name for layer in layers if getattr(layer, "activity_regularizer", None) is not None]
+    if summing:
+        raise ValueError(
+            "With several replicas, no layer of the student can have an `activity_regularizer`. Received: "
+            f"{', '.join(summing)}. Regularise weights instead, or train on one device."
+        )
+    alone = [
+        layer.name
+        for layer in layers
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable and not layer.synchronized
+    ]
+    if alone:
+        warnings.warn(
+            f"Each replica normalises by its own images alone, unlike one device: {', '.join(alone)}. "
+            "`spkd_keras.models.synchronized(student)` gives a copy that shares its statistics.",
+            stacklevel=4,
+        )
+
+
 def check_batch_size(strategy: tf.distribute.Strategy, x: Any, batch_size: int | None) -> None:
     """Checks that full batches of arrays can be shared out equally, and that the last one leaves no replica without.
 
@@ -177,13 +216,14 @@ def check_batch_size(strategy: tf.distribute.Strategy, x: Any, batch_size: int |
         ValueError: if not.
     """
     replicas, size = strategy.num_replicas_in_sync, batch_size or 32  # Keras' default
-    if replicas == 1 or not hasattr(keras.tree.flatten(x)[0], "shape"):
+    first: Any = next(iter(keras.tree.flatten(x)), None)
+    if replicas == 1 or not hasattr(first, "shape"):
         return
     if size % replicas:
         raise ValueError(
             f"`batch_size` must be a multiple of {replicas}, the number of replicas. Received: batch_size={size}."
         )
-    last = len(keras.tree.flatten(x)[0]) % size
+    last = len(first) % size
     if last and -(-last * replicas // size) < replicas:
         raise ValueError(
             f"The last batch of {last} images would leave some of the {replicas} replicas without any. Leave these "

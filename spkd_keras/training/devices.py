@@ -175,6 +175,8 @@ def devices_for(name: str | None, count: int | None = None) -> Devices:
     if name not in STRATEGIES:
         raise ExperimentError(f"--strategy must be one of {', '.join(STRATEGIES)}. Received: {name}.")
     if name == "multiworker":
+        if count is not None and not tf.config.list_physical_devices("GPU"):
+            raise ExperimentError(f"--devices is for GPUs with --strategy multiworker. Received: {count}, and no GPU.")
         _find_cluster()
     kind = _use(count)
     if name == "mirrored":
