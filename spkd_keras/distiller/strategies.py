@@ -203,7 +203,7 @@ def check_layers(strategy: tf.distribute.Strategy, layers: Sequence[keras.layers
     ]
     if alone:
         warnings.warn(
-            f"Each replica normalises by its own images alone, unlike one device: {', '.join(alone)}. "
+            f"Each replica normalises by its own images alone, unlike one device: {', '.join(sorted(alone))}. "
             "`spkd_keras.models.synchronized(student)` gives a copy that shares its statistics.",
             stacklevel=4,
         )
