@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+import types
 import zipfile
 
 import keras
@@ -150,11 +151,10 @@ def test_a_frozen_layer_normalises_by_its_moving_averages_and_keeps_them():
         ({}, (6, 3, 4), "float32"),
         ({}, (6, 2, 3, 3, 4), "float32"),
         ({"axis": 1}, SHAPE, "float32"),
-        ({"synchronized": True}, SHAPE, "float32"),
         ({"renorm": True, "renorm_clipping": {"rmax": 2.0, "rmin": 0.5, "dmax": 1.0}}, SHAPE, "float32"),
         ({}, SHAPE, "float64"),
     ],
-    ids=["rank 2", "rank 3", "rank 5", "axis 1", "synchronized", "renorm", "float64"],
+    ids=["rank 2", "rank 3", "rank 5", "axis 1", "renorm", "float64"],
 )
 def test_everything_else_goes_keras_way_bit_for_bit(arguments, shape, policy):
     if not set(arguments) <= set(inspect.signature(layers.BatchNormalization).parameters):
@@ -165,6 +165,24 @@ def test_everything_else_goes_keras_way_bit_for_bit(arguments, shape, policy):
     for one, other in zip(step(ours, x, True)[1], step(keras_own, x, True)[1], strict=True):
         np.testing.assert_array_equal(one, other)
     assert_same_weights(ours, keras_own)
+
+
+def test_statistics_are_shared_where_there_is_who_to_share_them_with(monkeypatch):
+    ours, _ = pair(synchronized=True)
+    assert "FusedBatchNormV3" in operations(ours, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.distribute, "get_strategy", lambda: types.SimpleNamespace(num_replicas_in_sync=2))
+        assert "FusedBatchNormV3" in operations(ours, False)
+        assert "FusedBatchNormV3" not in operations(ours, True)
+
+
+def test_synchronized_copies():
+    model = small_network()
+    copy = models.synchronized(model)
+    found = [layer.synchronized for layer in copy.layers if isinstance(layer, layers.BatchNormalization)]
+    assert found == [True, True]
+    assert_same_weights(copy, model)
+    assert models.synchronized(copy) is copy
 
 
 def test_a_mask_goes_keras_way():

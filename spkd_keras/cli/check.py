@@ -85,6 +85,9 @@ def _show(result: "Check", name: str) -> None:
     for method, terms in result.taps.items():
         for term, (teacher, student) in terms.items():
             say(f"{method}: {term} compares the teacher's {teacher} with the student's {student}")
+    for method, sent in result.gathered.items():
+        if sent:
+            say(f"{method}: several devices (`--strategy`) would send {sent / 1e6:.1f} MB of activations a step")
     for run, cost in result.costs.items():
         say(
             f"{run}: {1000 * cost.step_seconds:.0f} ms a step, {duration(cost.seconds)} a run, "

@@ -10,9 +10,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from spkd_keras.cli.app import app
-from spkd_keras.cli.console import answers, clear_errors, keras_prints_to_stderr, say, starting_tensorflow
+from spkd_keras.cli.console import (
+    answers,
+    clear_errors,
+    keras_prints_to_stderr,
+    quiet_standard_error,
+    say,
+    starting_tensorflow,
+)
+from spkd_keras.cli.launcher import start_workers
 from spkd_keras.cli.options import File, Methods, Out, Overrides, Seeds, read_experiment
 from spkd_keras.cli.progress import ProgressObserver
+from spkd_keras.experiment import ExperimentError
 
 if TYPE_CHECKING:
     from spkd_keras.report import ExperimentResult
@@ -28,6 +37,21 @@ def run(
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, each in a process of its own.")] = 1,
     check: Annotated[bool, typer.Option(help="Try new methods on two batches first, as `spkd check` does.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Run although the check says that it cannot work.")] = False,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="Share every batch between devices: mirrored (of this machine) or multiworker (of all processes that "
+            "TF_CONFIG or SLURM names, each of which gives this command).",
+            show_default=False,
+        ),
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="How many of this machine: GPUs, or logical ones on its processor.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Start so many processes on this machine, as --strategy multiworker has them."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Run an experiment: train the teacher once, then every method with every seed, and report.
@@ -37,15 +61,21 @@ def run(
     """
     with clear_errors():
         experiment = read_experiment(file, overrides, methods, seeds)
+        if workers is not None:
+            raise typer.Exit(start_workers(workers, strategy))
+        if devices is not None and strategy is None:
+            raise ExperimentError("--devices needs --strategy, for example --strategy mirrored --devices 2.")
         with starting_tensorflow():
-            from spkd_keras.training import RunsFailedError, run_experiment
+            from spkd_keras.training import RunsFailedError, devices_for, run_experiment
+        with quiet_standard_error():
+            found = devices_for(strategy, devices)
         failed = None
         with ProgressObserver() as observer, keras_prints_to_stderr():
             try:
-                root = run_experiment(experiment, out, observer, jobs=jobs, check=check, force=force)
+                root = run_experiment(experiment, out, observer, jobs=jobs, check=check, force=force, devices=found)
             except RunsFailedError as error:
                 failed, root = error, error.root
-        if failed is None or any(root.glob("*/summary.json")):
+        if found.chief and (failed is None or any(root.glob("*/summary.json"))):
             _report(root, root / "report", as_json)
         if failed is not None:
             raise failed

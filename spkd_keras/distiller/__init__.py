@@ -12,7 +12,7 @@ import spkd_keras.losses
 import spkd_keras.optimizers  # noqa: F401 - a saved Distiller names its classes
 from spkd_keras.distiller.guard import NotFiniteError
 from spkd_keras.distiller.model import Distiller
-from spkd_keras.distiller.parts import LossPart, compared_layers, loss_parts, tap_values
+from spkd_keras.distiller.parts import LossPart, compared_layers, gathered_bytes, loss_parts, tap_values
 from spkd_keras.distiller.schedules import TermWeightSchedule, WeightSchedule
 from spkd_keras.distiller.stand_in import Cached, StandIn
 from spkd_keras.distiller.term import Term
@@ -27,6 +27,7 @@ __all__ = [
     "TermWeightSchedule",
     "WeightSchedule",
     "compared_layers",
+    "gathered_bytes",
     "loss_parts",
     "tap_values",
 ]

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from spkd_keras.distiller.replicas import conditionally
+
 ADVICE = (
     "Lower the learning rate or the weight of a term, and look for labels outside the classes and pixels that are "
     "not finite."
@@ -64,17 +66,17 @@ class StepGuard:
         self,
         losses: Mapping[str, Any],
         gradients: Sequence[Any],
-        apply: Callable[[], None],
-        undo: Callable[[], None],
+        apply: Callable[[Sequence[Any]], None],
+        before: "ForwardState",
         loss_scale: Any = None,
     ) -> None:
         """Applies a step if it is the first bad one's forerunner; otherwise undoes what its forward pass changed.
 
         Args:
-            losses: by name, those of `parts` that this step has.
-            gradients: for the trainable variables, None among them allowed.
-            apply: applies the step.
-            undo: restores what the forward pass changed.
+            losses: by name, those of `parts` that this step has; of all replicas.
+            gradients: for the trainable variables, None among them allowed; finite on all replicas or on none.
+            apply: applies the gradients.
+            before: what the forward pass changed.
             loss_scale: by which the loss was multiplied, if it was. As long as it is 1 or more, gradients that are not
                 finite are its ordinary overflow: the optimizer skips that step itself and halves the scale.
         """
@@ -86,17 +88,16 @@ class StepGuard:
         good = tf.stack([finite.get(name, tf.constant(True)) for name in self.parts])
         healthy, untouched = tf.reduce_all(good), self._bad_step < 0
 
-        def go_on() -> tf.Tensor:
-            apply()
-            return tf.constant(True)
+        def go_on(gradients: Sequence[Any], *_: Any) -> None:
+            apply(gradients)
 
-        def stop() -> tf.Tensor:
-            undo()
+        def stop(_: Sequence[Any], values: Sequence[Any], good: Any, untouched: Any) -> None:
+            before.restore(values)
             self._bad_parts.assign(tf.where(untouched, ~good, self._bad_parts))
             self._bad_step.assign(tf.where(untouched, self._step, self._bad_step))
-            return tf.constant(False)
 
-        tf.cond(healthy & untouched, go_on, stop)
+        arguments = (list(gradients), before.values, good, untouched)
+        conditionally(healthy & untouched, go_on, stop, arguments)
         self._step.assign_add(1)
 
 
@@ -110,12 +111,12 @@ class ForwardState:
 
     def __init__(self, layers: Sequence[keras.layers.Layer], trained: Sequence[Any]) -> None:
         known = {id(variable) for variable in trained}
-        changing = [variable for layer in layers for variable in layer.variables if id(variable) not in known]
-        self._values = [(variable, tf.convert_to_tensor(variable.value)) for variable in changing]
+        self._changing = [variable for layer in layers for variable in layer.variables if id(variable) not in known]
+        self.values = [tf.convert_to_tensor(variable.value) for variable in self._changing]
 
-    def restore(self) -> None:
-        """Puts it back."""
-        for variable, value in self._values:
+    def restore(self, values: Sequence[Any] | None = None) -> None:
+        """Puts it back; from `values` where those kept belong to another part of a graph."""
+        for variable, value in zip(self._changing, self.values if values is None else values, strict=True):
             variable.assign(value)
 
 

@@ -8,9 +8,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from spkd_keras.distiller import taps
+from spkd_keras.distiller import replicas, strategies, taps
 from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, clear_label_errors
 from spkd_keras.distiller.keeper import StudentKeeper
+from spkd_keras.distiller.logs import trackers
+from spkd_keras.distiller.replicas import Share
 from spkd_keras.distiller.stand_in import Cached, StandIn
 from spkd_keras.distiller.term import Term, named
 from spkd_keras.distiller.wiring import Wiring, check_arguments
@@ -100,9 +102,7 @@ class Distiller(StudentKeeper):
             )
             for name, term in named_terms.items()
         }
-        self._trackers = {
-            name: keras.metrics.Mean(name=name) for name in ("images", "student_loss", *self.term_weights)
-        }
+        self._trackers = trackers(["images", "student_loss", *self.term_weights])
         # A plain Python object too: what it knows is of one `fit`.
         self.step_guard = StepGuard(["student_loss", *named_terms])
         self.built = True
@@ -173,10 +173,20 @@ class Distiller(StudentKeeper):
                 "loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True). Received: loss=None. "
                 "Only a Distiller with student_loss_weight=0 trains without one."
             )
+        with self.distribute_strategy.scope():
+            self._compile(optimizer, loss, *args, auto_scale_loss=auto_scale_loss, **kwargs)
+
+    def _compile(self, optimizer: Any, loss: Any, *args: Any, auto_scale_loss: bool, **kwargs: Any) -> None:
         optimizer = keras.optimizers.get(optimizer)
         float16 = any(layer.compute_dtype == "float16" for layer in self._flatten_layers(include_self=False))
         if auto_scale_loss and float16 and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        if tf.distribute.has_strategy():
+            every = [*((f"the term '{term.name}'", term.loss) for term in self.terms)]
+            every += [("`loss`", part) for part in keras.tree.flatten(loss)]
+            steps = kwargs.get("steps_per_execution", 1)
+            strategies.check_compiled(self.distribute_strategy, optimizer, every, kwargs.get("jit_compile"), steps)
+            strategies.check_layers(self.distribute_strategy, [*self._flatten_layers(include_self=False)])
         super().compile(optimizer, loss, *args, auto_scale_loss=False, **kwargs)
         self.optimizer.build(self.trainable_variables)
 
@@ -216,17 +226,23 @@ class Distiller(StudentKeeper):
         else:
             # First, so that no other callback saves what the guard refuses.
             callbacks = [guard, *keras.tree.flatten(callbacks or [])]
-        with clear_label_errors(taps.num_classes(self.student)):
+        strategy = self.distribute_strategy
+        strategies.check_batch_size(strategy, x, batch_size)
+        if kwargs.get("class_weight") is None:
+            x = self.shared_out(x, at_least_one=True)
+        if "validation_data" in kwargs:
+            kwargs["validation_data"] = self.shared_out(kwargs["validation_data"])
+        with clear_label_errors(taps.num_classes(self.student)), strategies.clear_sharing_errors(strategy):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluates the student as `keras.Model.evaluate` does, and the terms if `evaluate_terms` is set.
 
         Raises:
             ValueError: if labels are outside the classes, or there is nothing to evaluate.
         """
         with clear_label_errors(taps.num_classes(self.student)):
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(self.shared_out(x), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One optimizer step: one pass of each network, the teacher outside of the gradient tape."""
@@ -236,64 +252,73 @@ class Distiller(StudentKeeper):
                 "`fit` needs labels y for the student's loss. Received: images only. "
                 "To train on the terms alone, construct the Distiller with student_loss_weight=0."
             )
-        if self.terms and tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            # A Gram matrix for each replica would be another objective.
-            raise NotImplementedError("A Distiller with terms trains on one replica. Received: a strategy with several")
+        share = Share.of(x)
         teacher_taps = self._wiring.run_teacher(x) if self.terms else []
         before = ForwardState([self.student, *self.adapters.values()], self.trainable_variables)
         with tf.GradientTape() as tape:
             y_pred, student_taps = self._wiring.run_student(x, training=True, with_taps=bool(self.terms))
-            losses = self._compiled_loss(y, y_pred, sample_weight)
+            losses = self._compiled_loss(y, y_pred, sample_weight, share)
             if self.terms:
-                losses |= self._term_values(teacher_taps, student_taps, y, training=True)
-            objective = self._objective(losses, self.student_loss_weight)
-            scaled = self.optimizer.scale_loss(objective)
+                losses |= self._term_values(teacher_taps, student_taps, y, True, share)
+            losses["loss"] = self._objective(losses, self.student_loss_weight, share)
+            scaled = self.optimizer.scale_loss(losses["loss"])
+        losses = share.sums(losses) if share else losses
         if self.trainable_variables:
-            self._apply_gradients(tape, scaled, losses | {"loss": objective}, before)
+            self._apply_gradients(tape, scaled, losses, before, share)
         else:
             warnings.warn("The student has no trainable weights, so `fit` changes nothing.", stacklevel=2)
-        return self._logs(x, y, y_pred, sample_weight, objective, losses)
+        return self._logs(x, y, y_pred, sample_weight, losses, share)
 
-    def _apply_gradients(self, tape: tf.GradientTape, loss: Any, losses: dict[str, Any], before: ForwardState) -> None:
+    def _apply_gradients(
+        self, tape: tf.GradientTape, loss: Any, losses: dict[str, Any], before: ForwardState, share: Share | None
+    ) -> None:
         variables = self.trainable_variables
         pairs = list(zip(tape.gradient(loss, variables), variables, strict=True))
         if not self.student_loss_weight:
             # The layers behind the last tap have no gradient then, and none is meant.
             pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+        gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
+        if share:
+            gradients = share.agreed(gradients)
 
-        def apply() -> None:
-            self.optimizer.apply_gradients(pairs)
+        def apply(gradients: Sequence[Any]) -> None:
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
-        if tf.distribute.has_strategy():
-            apply()  # by a merge of the replicas, which TensorFlow 2.21 refuses inside a condition
-            return
         scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         scale = self.optimizer.dynamic_scale if scales else None
-        self.step_guard.run(losses, [gradient for gradient, _ in pairs], apply, before.restore, scale)
+        self.step_guard.run(losses, gradients, apply, before, scale)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates the student; runs the teacher only if `evaluate_terms` is set and there is one."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with_terms = self.evaluate_terms and bool(self.terms) and self.teacher is not None
-        y_pred, student_taps = self._wiring.run_student(x, training=False, with_taps=with_terms)
-        losses = self._compiled_loss(y, y_pred, sample_weight)
+        share = Share.of(x)
+        # A replica may have no image here.
+        filled, labels = replicas.with_a_row((x, y)) if share else (x, y)
+        y_pred, student_taps = self._wiring.run_student(filled, training=False, with_taps=with_terms)
+        y_pred = share.own(y_pred) if share else y_pred
+        losses = self._compiled_loss(y, y_pred, sample_weight, share)
         if with_terms:
-            losses |= self._term_values(self._wiring.run_teacher(x), student_taps, y, training=False)
+            teacher_taps = self._wiring.run_teacher(filled)
+            losses |= self._term_values(teacher_taps, student_taps, labels, False, share)
         if not losses and (y is None or self._compile_metrics is None):
             raise ValueError(
                 "`evaluate` needs labels y and a compiled loss or metric, or a Distiller with evaluate_terms=True. "
                 "Received: none of them."
             )
         # The student's own loss is not weighted; the objective of training is.
-        objective = self._objective(losses, self.student_loss_weight if with_terms else 1.0)
-        return self._logs(x, y, y_pred, sample_weight, objective, losses)
+        losses["loss"] = self._objective(losses, self.student_loss_weight if with_terms else 1.0, share)
+        return self._logs(x, y, y_pred, sample_weight, share.sums(losses) if share else losses, share)
 
-    def _compiled_loss(self, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, Any]:
+    def _compiled_loss(self, y: Any, y_pred: Any, sample_weight: Any, share: Share | None = None) -> dict[str, Any]:
         if y is None or self._compile_loss is None:
             return {}
-        return {"student_loss": self._compile_loss(y, y_pred, sample_weight)}
+        loss = self._compile_loss(y, y_pred, sample_weight)
+        return {"student_loss": share.of_mean(loss) if share else loss}
 
-    def _term_values(self, teacher_taps: list[Any], student_taps: list[Any], y: Any, training: bool) -> dict[str, Any]:
+    def _term_values(
+        self, teacher_taps: list[Any], student_taps: list[Any], y: Any, training: bool, share: Share | None = None
+    ) -> dict[str, Any]:
         values = {}
         for name, teacher, student in self._wiring.pairs(teacher_taps, student_taps):
             if name in self.adapters:
@@ -301,10 +326,11 @@ class Distiller(StudentKeeper):
             term = self._wiring.terms[name]
             if term.needs_labels and y is None:
                 raise ValueError(f"The term '{name}' needs labels y. Received: images only.")
-            values[name] = term.loss((teacher, y) if term.needs_labels else teacher, student)
+            target = (teacher, y) if term.needs_labels else teacher
+            values[name] = replicas.of_term(term.loss, target, student, term.batch_relational, share)
         return values
 
-    def _objective(self, losses: dict[str, Any], student_loss_weight: float) -> Any:
+    def _objective(self, losses: dict[str, Any], student_loss_weight: float, share: Share | None) -> Any:
         """Weights and adds the losses, and those that the layers added themselves (regularisers)."""
         total = ops.zeros(())
         for name, value in losses.items():
@@ -313,37 +339,6 @@ class Distiller(StudentKeeper):
             if not (isinstance(weight, float) and weight == 0):
                 total = total + ops.cast(weight, total.dtype) * ops.cast(value, total.dtype)
         for added in self.losses:
-            total = total + ops.sum(ops.cast(added, total.dtype))
+            added = ops.sum(ops.cast(added, total.dtype))
+            total = total + (share.of_same(added) if share else added)
         return total
-
-    def _logs(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any, objective: Any, losses: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Updates the metrics, weighting the losses by the number of images, and returns those that have a value."""
-        images = ops.shape(keras.tree.flatten(x)[0])[0]
-        self._loss_tracker.update_state(objective, sample_weight=images)
-        self._trackers["images"].update_state(images)
-        for name, value in losses.items():
-            self._trackers[name].update_state(value, sample_weight=images)
-        own = {"loss", *self._trackers}
-        valued = {"loss", *losses} if losses else set()
-        if y is None:
-            results = self.get_metrics_result()
-            return {name: results[name] for name in valued}
-        results = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        taken = own & {metric.name for metric in getattr(self._compile_metrics, "metrics", ())}
-        if taken:
-            raise ValueError(
-                f"A term and a compiled metric must have different names. Received: {', '.join(sorted(taken))} "
-                "for both. Give the term another `name`."
-            )
-        return {name: value for name, value in results.items() if name in valued or name not in own}
-
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """All metrics, without the compiled ones as long as no labels were seen."""
-        return [m for m in super().metrics if m is not self._compile_metrics or m.built]
-
-    def images_a_batch(self) -> float:
-        """Returns the mean number of images in the batches since the epoch (or the evaluation) began; 0 for none."""
-        return float(self._trackers["images"].result())

@@ -1,9 +1,12 @@
 """What each part of the loss is worth on a batch, and how strongly it pulls."""
 
+import math
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
+from spkd_keras.distiller import taps
 from spkd_keras.distiller.guard import ForwardState
 from spkd_keras.distiller.model import Distiller
 
@@ -63,6 +66,38 @@ def tap_values(distiller: Distiller, x: Any) -> dict[str, tuple[Any, Any]]:
     _, student_taps = distiller._wiring.run_student(x, training=False, with_taps=True)
     pairs = distiller._wiring.pairs(distiller._wiring.run_teacher(x), student_taps)
     return {name: (teacher, student) for name, teacher, student in pairs}
+
+
+def gathered_bytes(distiller: Distiller, batch_size: int) -> int | None:
+    """Returns what a training step sends between replicas for its terms that compare images.
+
+    That is the activations of the whole batch at their taps, teacher's and student's, in the dtype of the loss, and
+    on the way back the student's gradients twice: each replica has some for every image, and TensorFlow gives all of
+    them the sum. Of R replicas each has 1/R of it already. The gradients of the weights, which any training of several
+    replicas sends, are not counted.
+
+    Args:
+        distiller: with its teacher, or what stands in for it.
+        batch_size: of all replicas.
+
+    Returns:
+        Bytes; None where the sizes of the taps depend on the images.
+    """
+    wiring = distiller._wiring
+    relational = [name for name, term in wiring.terms.items() if term.batch_relational]
+    if not relational:
+        return 0
+    teacher_values, student_values = taps.zeros(wiring._tapped_teacher), taps.zeros(wiring._tapped_student)
+    if teacher_values is None or student_values is None:
+        return None
+    total = 0
+    for name, teacher, student in wiring.pairs(teacher_values, student_values):
+        if name in relational:
+            student = distiller.adapters[name](student) if name in distiller.adapters else student
+            sides = [teacher, student, student, student]  # there, there, and back
+            numbers = sum(math.prod(part.shape[1:]) for side in sides for part in keras.tree.flatten(side))
+            total += batch_size * numbers * tf.as_dtype(wiring.terms[name].loss.dtype).size
+    return total
 
 
 def compared_layers(distiller: Distiller) -> dict[str, tuple[str, str]]:

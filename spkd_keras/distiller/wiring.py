@@ -146,6 +146,8 @@ class Wiring:
                 # A copy, so that no other Distiller trains it.
                 adapters[name] = type(adapter).from_config(adapter.get_config())
                 adapters[name].build(student_shape)
+                if tf.distribute.get_strategy().num_replicas_in_sync > 1 and isinstance(adapters[name], keras.Model):
+                    adapters[name] = models.synchronized(adapters[name])
         self.terms = {name: dataclasses.replace(term, adapter=adapters.get(name)) for name, term in self.terms.items()}
         return adapters
 

@@ -59,6 +59,21 @@ class DistillationLoss(keras.losses.Loss):
                 "Pass dtype='float32'."
             )
 
+    def call_rows(self, y_true: Any, y_pred: Any, rows: slice | None) -> Any:
+        """Returns the values of some examples of a batch, those of one of the devices that share it.
+
+        A loss whose every example has a row of a matrix computes these rows alone, so that the devices share the work.
+
+        Args:
+            y_true: of the whole batch, as in `call`.
+            y_pred: of the whole batch.
+            rows: which examples; None for all.
+
+        Returns:
+            As many values as there are rows.
+        """
+        return taken(self.call(y_true, y_pred), rows)
+
     def default_adapter(
         self, teacher_shape: Shape | Sequence[Shape], student_shape: Shape | Sequence[Shape]
     ) -> keras.layers.Layer | None:
@@ -111,6 +126,11 @@ def centered(values: Any, axis: int) -> Any:
 def flat(tensor: Any) -> Any:
     """Returns a tensor as one row for each example."""
     return ops.reshape(tensor, (ops.shape(tensor)[0], -1))
+
+
+def taken(tensor: Any, rows: slice | None) -> Any:
+    """Returns some rows of a tensor, or the tensor itself."""
+    return tensor if rows is None else tensor[rows]
 
 
 def snake_case(name: str) -> str:

@@ -13,6 +13,7 @@ from spkd_keras.losses.base import (
     check_positive,
     check_same_size,
     flat,
+    taken,
     unit,
 )
 
@@ -26,9 +27,9 @@ def _pair(teacher: Any, student: Any) -> tuple[Any, Any]:
     return flat(teacher), flat(student)
 
 
-def _differences(embeddings: Any) -> Any:
+def _differences(embeddings: Any, rows: slice | None = None) -> Any:
     """Returns `e[j] - e[i]` at `[i, j]`, shape `(b, b, d)`. Exact where a Gram matrix cancels, as for duplicates."""
-    return embeddings[None] - embeddings[:, None]
+    return embeddings[None] - taken(embeddings, rows)[:, None]
 
 
 def _smooth_l1(difference: Any) -> Any:
@@ -85,9 +86,13 @@ class RelationalAngle(DistillationLoss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per example, shape `(batch,)`: of the angles at it."""
+        return self.call_rows(y_true, y_pred, None)
+
+    def call_rows(self, y_true: Any, y_pred: Any, rows: slice | None) -> Any:
+        """Returns the values of some examples, from the angles at them alone."""
 
         def cosines(embeddings: Any) -> Any:
-            directions = unit(_differences(embeddings))
+            directions = unit(_differences(embeddings, rows))
             return ops.matmul(directions, ops.transpose(directions, (0, 2, 1)))
 
         teacher, student = _pair(y_true, y_pred)
@@ -113,10 +118,14 @@ class PKT(DistillationLoss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per example, shape `(batch,)`."""
+        return self.call_rows(y_true, y_pred, None)
+
+    def call_rows(self, y_true: Any, y_pred: Any, rows: slice | None) -> Any:
+        """Returns the values of some examples, from their rows of probabilities."""
 
         def probabilities(embeddings: Any) -> Any:
             directions = unit(embeddings)
-            similarity = (ops.matmul(directions, ops.transpose(directions)) + 1) / 2
+            similarity = (ops.matmul(taken(directions, rows), ops.transpose(directions)) + 1) / 2
             return similarity / ops.sum(similarity, axis=1, keepdims=True)
 
         teacher, student = map(probabilities, _pair(y_true, y_pred))
@@ -154,10 +163,14 @@ class CorrelationCongruence(DistillationLoss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per example, shape `(batch,)`."""
+        return self.call_rows(y_true, y_pred, None)
+
+    def call_rows(self, y_true: Any, y_pred: Any, rows: slice | None) -> Any:
+        """Returns the values of some examples, from their rows of correlations."""
 
         def correlations(embeddings: Any) -> Any:
             directions = unit(embeddings)
-            cosine = ops.matmul(directions, ops.transpose(directions))
+            cosine = ops.matmul(taken(directions, rows), ops.transpose(directions))
             series: Any = 1.0
             for power in range(1, self.order + 1):
                 series = series + (2 * self.gamma) ** power / math.factorial(power) * cosine**power

@@ -5,10 +5,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32, check_same_size, flat, unit
+from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32, check_same_size, flat, taken, unit
 
 
-def similarity_matrix(activations: Any) -> Any:
+def similarity_matrix(activations: Any, rows: slice | None = None) -> Any:
     """Pairwise similarities of the examples of a batch, each row scaled to length one.
 
         Q = reshape(A, (b, -1));  S = Q Q^T;  G[i, :] = S[i, :] / ||S[i, :]||_2
@@ -19,18 +19,19 @@ def similarity_matrix(activations: Any) -> Any:
 
     Args:
         activations: shape `(b, ...)`, any float dtype; computed in float32 at least.
+        rows: of the matrix that are wanted; None for all. A row is normalised by itself alone.
 
     Returns:
-        Shape `(b, b)`, float32 (float64 if the activations are). Not symmetric.
+        Shape `(b, b)`, or as many rows as are wanted, float32 (float64 if the activations are). Not symmetric.
 
     Reference: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, eq. 1-3.
     """
     (activations,) = at_least_float32(activations)
     features = flat(activations)
-    return unit(ops.matmul(features, ops.transpose(features)))
+    return unit(ops.matmul(taken(features, rows), ops.transpose(features)))
 
 
-def similarity_preserving(teacher: Any, student: Any) -> Any:
+def similarity_preserving(teacher: Any, student: Any, rows: slice | None = None) -> Any:
     """Mean squared difference of each row of the two similarity matrices.
 
         l_i = 1/b * ||G_T[i, :] - G_S[i, :]||^2, so that mean(l) = 1/b^2 * ||G_T - G_S||_F^2
@@ -38,10 +39,11 @@ def similarity_preserving(teacher: Any, student: Any) -> Any:
     Args:
         teacher: activations of shape `(b, ...)`.
         student: activations of shape `(b, ...)`; only b must agree.
+        rows: of the matrices that are wanted; None for all.
 
     Returns:
-        Shape `(b,)`, at most 2/b for non-negative activations and below 4/b for signed ones. Zero for a batch of one,
-        in which there is no pair to compare.
+        Shape `(b,)`, or a value for each row that is wanted, at most 2/b for non-negative activations and below 4/b for
+        signed ones. Zero for a batch of one, in which there is no pair to compare.
 
     Raises:
         ValueError: if the two batches differ in size.
@@ -50,9 +52,9 @@ def similarity_preserving(teacher: Any, student: Any) -> Any:
     """
     teacher, student = at_least_float32(teacher, student)
     check_same_size(teacher, student, 0, "images")
-    difference = similarity_matrix(teacher) - similarity_matrix(student)
+    difference = similarity_matrix(teacher, rows) - similarity_matrix(student, rows)
     per_example = ops.mean(ops.square(difference), axis=1)
-    has_pairs = ops.cast(ops.shape(per_example)[0] > 1, per_example.dtype)
+    has_pairs = ops.cast(ops.shape(student)[0] > 1, per_example.dtype)
     return per_example * has_pairs
 
 
@@ -78,5 +80,9 @@ class SimilarityPreserving(DistillationLoss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per example, shape `(batch,)`: of one pair of layers, or the sum over a list of pairs."""
+        return self.call_rows(y_true, y_pred, None)
+
+    def call_rows(self, y_true: Any, y_pred: Any, rows: slice | None) -> Any:
+        """Returns the values of some examples, from their rows of the matrices."""
         pairs = zip(keras.tree.flatten(y_true), keras.tree.flatten(y_pred), strict=True)
-        return sum(similarity_preserving(teacher, student) for teacher, student in pairs)
+        return sum(similarity_preserving(teacher, student, rows) for teacher, student in pairs)

@@ -10,7 +10,7 @@ from spkd_keras.models.fingerprint import fingerprint
 from spkd_keras.models.folding import folded
 from spkd_keras.models.mobilenet import mobilenet
 from spkd_keras.models.mobilenet_v2 import mobilenet_v2
-from spkd_keras.models.normalization import BatchNormalization, fused, fused_layers
+from spkd_keras.models.normalization import BatchNormalization, fused, fused_layers, synchronized
 from spkd_keras.models.precision import PRECISIONS, in_precision
 from spkd_keras.models.resnet import resnet
 from spkd_keras.models.shufflenet_v2 import shufflenet_v2
@@ -40,5 +40,6 @@ __all__ = [
     "multiply_adds",
     "resnet",
     "shufflenet_v2",
+    "synchronized",
     "wide_resnet",
 ]

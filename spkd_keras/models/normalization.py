@@ -15,8 +15,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Keras 3 (3.12 to 3.15) on TensorFlow computes the moments and the affine map as a chain of operations, each of which
     reads and writes the whole map. Images, shape (batch, height, width, channels) of 16 or 32 bits, go through one
-    operation here. Everything else takes Keras' path: other ranks, axes and dtypes, masks, synchronised statistics,
-    renormalisation, and a frozen layer in training, of which Keras' path computes less.
+    operation here. Everything else takes Keras' path: other ranks, axes and dtypes, masks, statistics that several
+    replicas share, renormalisation, and a frozen layer in training, of which Keras' path computes less.
 
     Arguments, weights, configuration and the rule of the moving averages (biased variance) are Keras' own, and so is
     the name: a file says `keras.layers.BatchNormalization`, and loads where this package is not installed.
@@ -29,7 +29,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalises a batch, as Keras' layer does."""
         frozen = training and not self.trainable
-        special = self.synchronized or getattr(self, "renorm", False)  # Keras 3.12 has no renormalisation yet
+        shared = training and self.synchronized and tf.distribute.get_strategy().num_replicas_in_sync > 1
+        special = shared or getattr(self, "renorm", False)  # Keras 3.12 has no renormalisation yet
         if mask is not None or frozen or special or not _is_fusible(inputs, self.axis):
             return super().call(inputs, training=training, mask=mask)
         channels = self.moving_mean.shape
@@ -86,6 +87,30 @@ def fused(model: keras.Model, names: Collection[str] | None = None) -> keras.Mod
     if not any(is_exchanged(layer) for layer in model._flatten_layers(include_self=False)):
         return model
     return copied(model, copy_layer, "the fused BatchNormalization")
+
+
+def synchronized(model: keras.Model) -> keras.Model:
+    """Returns a copy of a network whose batch normalisation shares its statistics between the replicas of a strategy.
+
+    A model in which all of it does already is returned as it is.
+
+    Args:
+        model: functional or Sequential, nested ones included.
+
+    Raises:
+        ValueError: if there is something to change and the model cannot be copied layer by layer.
+    """
+
+    def is_changed(layer: Any) -> bool:
+        return isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
+
+    def copy_layer(layer: Any) -> Any:
+        change = {"synchronized": True} if is_changed(layer) else {}
+        return type(layer).from_config(layer.get_config() | change)
+
+    if not any(map(is_changed, model._flatten_layers(include_self=False))):
+        return model
+    return copied(model, copy_layer, "synchronised BatchNormalization")
 
 
 def fused_layers(model: keras.Model) -> list[str]:

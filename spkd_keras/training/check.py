@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from spkd_keras import data
-from spkd_keras.distiller import Distiller, compared_layers
+from spkd_keras.distiller import Distiller, compared_layers, gathered_bytes
 from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
@@ -30,6 +30,8 @@ class Check:
     Attributes:
         teacher: `images`, `accuracy` and `outputs` of a trained teacher; None where there is none yet.
         taps: for each method's terms, the layers that are compared, as (teacher's, student's).
+        gathered: for each method, bytes that a step would send between several devices for its terms that compare
+            images; None where that depends on the images.
         parts: for each method, the parts of its loss.
         costs: for each method, and for `teacher` where it has to be trained, what one run takes.
         runs: how many runs of each of these there will be.
@@ -40,6 +42,7 @@ class Check:
 
     teacher: dict[str, Any] | None = None
     taps: dict[str, dict[str, tuple[str, str]]] = dataclasses.field(default_factory=dict)
+    gathered: dict[str, int | None] = dataclasses.field(default_factory=dict)
     parts: dict[str, list[PartRow]] = dataclasses.field(default_factory=dict)
     costs: dict[str, RunCost] = dataclasses.field(default_factory=dict)
     runs: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -169,6 +172,7 @@ def _check_one(
         check.findings.append(Finding("stop", place, str(error).removeprefix(f"{place}: ")))
         return None
     check.taps[name] = compared_layers(distiller)
+    check.gathered[name] = gathered_bytes(distiller, experiment.data.batch_size)
     rows, found = check_method(distiller, batches[:BATCHES], place, trained)
     check.findings += found
     if trained:

@@ -14,9 +14,11 @@ import numpy as np
 
 from spkd_keras.distiller import Distiller, NotFiniteError
 from spkd_keras.experiment import Checkpoints
+from spkd_keras.training.devices import Devices
 from spkd_keras.training.folder import replace
-from spkd_keras.training.interruption import Interruption
+from spkd_keras.training.interruption import SIGNALS, Interruption
 
+ASK_EVERY = 10  # batches, between processes
 KEPT = 2  # so that one is left if the newest is damaged
 
 # What a file that is not whole makes zipfile and NumPy raise. That it cannot be read at all is another matter.
@@ -48,6 +50,7 @@ class Checkpointer(keras.callbacks.Callback):
         interruption: is looked at before each batch.
         progress: gives what the recorder keeps, as plain data.
         warn: is told of a damaged checkpoint.
+        devices: None for one. Of several processes the first writes, and all go on from what it wrote.
 
     Attributes:
         begun: where the present `fit` began.
@@ -61,14 +64,17 @@ class Checkpointer(keras.callbacks.Callback):
         interruption: Interruption,
         progress: Callable[[], dict[str, Any]],
         warn: Callable[[str], None],
+        devices: Devices | None = None,
     ) -> None:
         super().__init__()
         self.folder, self.settings, self.steps = folder, settings, steps
         self.interruption, self.progress, self.warn = interruption, progress, warn
+        self.devices = devices or Devices()
         self.begun = Position()
         self._metrics: list[np.ndarray] = []
         self._trained: dict[str, np.ndarray] = {}
         self._written = time.monotonic()
+        self._stopping = False
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -79,6 +85,7 @@ class Checkpointer(keras.callbacks.Callback):
             Where it was written and what the recorder kept; the beginning and nothing if there is none.
         """
         self.begun, self._metrics = Position(), []
+        self.devices.share(self.folder)
         for file in sorted(self.folder.glob("epoch-*.npz"), key=_position, reverse=True):
             try:
                 state = _read(file)
@@ -116,10 +123,12 @@ class Checkpointer(keras.callbacks.Callback):
         due = minutes is not None and time.monotonic() - self._written >= 60 * minutes
         first = self.begun.batch if self.epoch == self.begun.epoch else 0
         position = Position(self.epoch, first + batch)
+        due = self._agreed(due, batch)
         due = due or (steps is not None and position.batch % steps == 0)
-        if batch and (due or self.interruption.received is not None):
+        if batch and (due or self._stopping):
             self._write(position, self._state())
-        self.interruption.stop()
+        if self._stopping:
+            self.interruption.stop()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Keeps the state at the end of an epoch's training, since the evaluation empties the metrics."""
@@ -128,8 +137,9 @@ class Checkpointer(keras.callbacks.Callback):
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the kept state if a signal came."""
-        del batch, logs
-        if self.interruption.received is not None:
+        del logs
+        self._agreed(False, batch)
+        if self._stopping:
             self._write(Position(self.epoch, self.steps), self._trained)
             self.interruption.stop()
 
@@ -138,9 +148,28 @@ class Checkpointer(keras.callbacks.Callback):
         del logs
         self._trained = {}
         self._write(Position(epoch + 1), self._state())
-        self.interruption.stop()
+        self._agreed(False, 0)
+        if self._stopping:
+            self.interruption.stop()
         if self.begun.batch:
             self.model.stop_training = True
+
+    def _agreed(self, due: bool, batch: int) -> bool:
+        """Whether the state is due for any of the processes; a signal to one of them is one to all.
+
+        They ask each other now and then, since the question waits for the steps so far.
+        """
+        if self.devices.workers > 1:
+            if batch % ASK_EVERY:
+                self._stopping = False
+                return False
+            signals = [int(self.interruption.received == number) for number in SIGNALS]
+            wanted, *received = self.devices.counts([int(due), *signals])
+            due = wanted > 0
+            for number, times in zip(SIGNALS, received, strict=True):
+                self.interruption.received = number if times else self.interruption.received
+        self._stopping = self.interruption.received is not None
+        return due
 
     def remove(self) -> None:
         """Removes all checkpoints."""
@@ -154,6 +183,9 @@ class Checkpointer(keras.callbacks.Callback):
         failure = self.model.step_guard.failure()
         if failure:  # a state after steps that were not applied is of no use
             raise NotFiniteError(self.epoch, *failure)
+        self._written = time.monotonic()
+        if not self.devices.chief:
+            return
         file = self.folder / f"epoch-{position.epoch}-batch-{position.batch}.npz"
         arrays: dict[str, Any] = {**state, "progress": np.array(json.dumps(self.progress()))}
 
@@ -164,7 +196,6 @@ class Checkpointer(keras.callbacks.Callback):
         replace(file, write)
         for old in sorted(self.folder.glob("epoch-*.npz"), key=_position, reverse=True)[KEPT:]:
             old.unlink()
-        self._written = time.monotonic()
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:

@@ -15,7 +15,14 @@ import tensorflow as tf
 import spkd_keras
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorflow-datasets")
-DECIDING = ("versions", "commit", "devices", "intra_op_threads", "onednn")  # a change of these may change bits
+DECIDING = (
+    "versions",
+    "commit",
+    "devices",
+    "intra_op_threads",
+    "onednn",
+    "replicas",
+)  # a change of these may change bits
 
 
 def environment() -> dict[str, Any]:
@@ -43,6 +50,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Says what differs between two environments that may change the bits of a result."""
+    before = {"replicas": 1, **before}  # what runs of before there were several had
     return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in DECIDING if before.get(key) != now.get(key)]
 
 

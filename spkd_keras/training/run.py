@@ -16,6 +16,7 @@ from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
+from spkd_keras.training.devices import Devices, WorkerLostError
 from spkd_keras.training.folder import RunFolder, StorageError, check_writable
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.parallel import run_in_processes
@@ -43,6 +44,7 @@ def run_experiment(
     jobs: int = 1,
     check: bool = False,
     force: bool = False,
+    devices: Devices | None = None,
 ) -> Path:
     """Runs what is not finished of an experiment.
 
@@ -57,6 +59,8 @@ def run_experiment(
         jobs: how many runs to do side by side, each in a process of its own; 1 does them in this process.
         check: whether to try the methods that have no run yet on real batches first (`check_experiment`).
         force: whether to run although the check finds what should stop it.
+        devices: that share every batch, as `devices_for` finds them; None for one. Where there are several processes,
+            all call this at the same time, and the first writes the runs.
 
     Returns:
         The folder with the runs.
@@ -69,8 +73,19 @@ def run_experiment(
     """
     if jobs < 1:
         raise ExperimentError(f"`jobs` must be at least 1. Received: {jobs}.")
-    observer, interruption = observer or Observer(), Interruption()
-    root = Path(out) / experiment.name
+    devices = devices or Devices()
+    if jobs > 1 and devices.strategy:
+        raise ExperimentError(f"`jobs` must be 1 where devices share every run. Received: {jobs}.")
+    observer = observer if observer and devices.chief else Observer()
+    with devices.folder(out) as folder, devices.together():
+        return _run_into(folder, experiment, observer, devices, jobs, check and devices.chief, force)
+
+
+def _run_into(
+    out: Path, experiment: Experiment, observer: Observer, devices: Devices, jobs: int, check: bool, force: bool
+) -> Path:
+    interruption = Interruption()
+    root = out / experiment.name
     training = experiment.teacher_training()
     teacher_run = None if training is None else RunFolder(root, training)
     runs = [
@@ -79,6 +94,7 @@ def run_experiment(
     every = [teacher_run, *runs] if teacher_run else runs
     for folder in every:
         folder.check_owner()
+        devices.share(folder.summary)
     left = [folder for folder in every if not folder.finished]
     if left:
         check_writable(root)
@@ -90,6 +106,7 @@ def run_experiment(
     with interruption.listening():
         if left:
             splits = build.load_data(experiment.data)
+            devices.check(experiment.data, len(splits.train))
             build.check(experiment, splits)
         observer.planned([folder.path.name for folder in every], [f.path.name for f in every if f.finished])
         if left:
@@ -102,11 +119,14 @@ def run_experiment(
             if teacher_run is not None and teacher_is_new:
                 if new:
                     try_out()
-                train(teacher_run, splits, observer, interruption)
-            teacher = load_teacher(experiment, teacher_run, splits)
+                train(teacher_run, splits, observer, interruption, devices=devices)
+            if teacher_run is not None:
+                devices.share(teacher_run.student)
+            with devices.scope():
+                teacher = load_teacher(experiment, teacher_run, splits)
             if new:
                 try_out(teacher=teacher, cost=not teacher_is_new)
-            reasons = _run_all(experiment, runs, splits, teacher, teacher_run, jobs, observer, interruption)
+            reasons = _run_all(experiment, runs, splits, teacher, teacher_run, jobs, observer, interruption, devices)
             if reasons:
                 raise RunsFailedError(root, reasons)
     return root
@@ -172,6 +192,7 @@ def _run_all(
     jobs: int,
     observer: Observer,
     interruption: Interruption,
+    devices: Devices,
 ) -> dict[str, str]:
     """Does the runs that are left; returns why those that failed did."""
     fingerprint = None if teacher is None else models.fingerprint(teacher)
@@ -179,21 +200,22 @@ def _run_all(
         _check_teacher(fingerprint, runs)
     left = [folder for folder in runs if not folder.finished]
     if teacher is not None and left:
+        # Each process of several computes its own.
         cached_teacher.computed(experiment, left[0].path.parent, splits, teacher, observer)
     if jobs > 1 and len(left) > 1:
         return run_in_processes(left, partial(_run_alone, teacher_run), jobs, observer, interruption)
-    return _run_here(left, splits, observer, interruption, teacher, fingerprint)
+    return _run_here(left, splits, observer, interruption, teacher, fingerprint, devices)
 
 
 def _run_here(
-    runs: Sequence[RunFolder], splits: data.Splits, observer: Observer, interruption: Interruption, *teacher: Any
+    runs: Sequence[RunFolder], splits: data.Splits, observer: Observer, interruption: Interruption, *shared: Any
 ) -> dict[str, str]:
     """Does one run after the other; returns why those that failed did."""
     reasons = {}
     for folder in runs:
         try:
-            train(folder, splits, observer, interruption, *teacher)
-        except (ExperimentError, StorageError):  # what the next run would meet too
+            train(folder, splits, observer, interruption, *shared)
+        except (ExperimentError, StorageError, WorkerLostError):  # what the next run would meet too
             raise
         except Exception as error:
             reasons[folder.path.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -8,14 +8,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from spkd_keras import data
+from spkd_keras import data, models
 from spkd_keras.cache import TeacherCache
-from spkd_keras.distiller import Distiller, NotFiniteError, loss_parts
+from spkd_keras.distiller import Distiller, NotFiniteError, gathered_bytes, loss_parts
 from spkd_keras.experiment import Experiment
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.callbacks import Recorder, Reporter
 from spkd_keras.training.checkpoints import Checkpointer, Position
+from spkd_keras.training.devices import Devices
 from spkd_keras.training.environment import changes, environment
 from spkd_keras.training.folder import RunFolder, save_network, write_json
 from spkd_keras.training.interruption import Interruption
@@ -31,6 +32,7 @@ def train(
     interruption: Interruption,
     teacher: keras.Model | None = None,
     teacher_fingerprint: str | None = None,
+    devices: Devices | None = None,
 ) -> None:
     """Trains one student into its folder, or goes on where an earlier attempt stopped.
 
@@ -40,6 +42,7 @@ def train(
         FloatingPointError: if the loss or the gradient of a step is not finite.
         StorageError: if a file cannot be written.
     """
+    devices = devices or Devices()
     with folder.locked():
         if folder.finished:
             return  # by another process, since this one looked
@@ -48,20 +51,31 @@ def train(
         observer.started(name, experiment.schedule.epochs)
         surroundings = {
             **environment(),
+            **devices.described(),
             "teacher_fingerprint": teacher_fingerprint,
             "data": splits.origin,
             "class_names": list(splits.train.class_names),
         }
         _record(folder, surroundings, observer)
         keras.utils.set_random_seed(folder.seed)
-        student = build.build_student(experiment, splits.train)
         cache = cached_teacher.opened(experiment, folder.path.parent, splits, teacher_fingerprint)
         source = teacher if cache is None else cache.stand_in
-        distiller = build.build_distiller(source, student, experiment, folder.method)
-        training = _Training(folder, splits, distiller, observer, interruption, cache)
-        with interruption.deferred():
+        with devices.scope():
+            student = build.build_student(experiment, splits.train)
+            if devices.replicas > 1:
+                student = models.synchronized(student)
+            distiller = build.build_distiller(source, student, experiment, folder.method)
+        if devices.replicas > 1:
+            surroundings["gathered_bytes_a_step"] = gathered_bytes(distiller, experiment.data.batch_size)
+        training = _Training(folder, splits, distiller, observer, interruption, cache, devices)
+        with interruption.deferred(), devices.together():
             training.run()
         save_network(folder.student, student)
+        if not devices.chief:
+            write_json(folder.summary, {})
+            return
+        if devices.strategy:  # the rest is for one device
+            student = models.fused(keras.saving.load_model(folder.student, compile=False))
         write_similarities(folder, teacher, student, splits.test)
         progress = training.recorder.progress()
         summary = summarise(folder, student, splits, surroundings, progress)
@@ -99,8 +113,9 @@ class _Training:
         observer: Observer,
         interruption: Interruption,
         cache: TeacherCache | None,
+        devices: Devices,
     ) -> None:
-        self.cache = cache
+        self.cache, self.devices = cache, devices
         self.folder, self.splits, self.distiller, self.observer = folder, splits, distiller, observer
         self.experiment: Experiment = folder.experiment
         self.augmentation = build.augmentation(self.experiment.data)
@@ -114,6 +129,7 @@ class _Training:
             interruption,
             self.recorder.progress,
             observer.noticed,
+            devices,
         )
         self.validation = splits.validation and data.evaluation_batches(
             splits.validation, EVALUATION_BATCH, one_hot=self.augmentation.mixes_labels
@@ -151,7 +167,11 @@ class _Training:
         if position.batch:  # the metrics must be there before their sums can be put back
             classes = len(self.splits.train.class_names)
             labels = np.zeros((1, classes) if self.augmentation.mixes_labels else (1,), "int32")
-            self.distiller.compute_metrics(None, labels, np.zeros((1, classes)))
+            if self.devices.strategy:
+                pixels = np.zeros((1, *self.splits.train.image_shape), "uint8")
+                self.distiller.build_metrics((pixels, labels))
+            else:
+                self.distiller.compute_metrics(None, labels, np.zeros((1, classes)))
         return position
 
     def _batches(self, skip: int = 0) -> Any:

@@ -1,0 +1,336 @@
+"""Trains on 1, 2 and 4 logical devices in this process, and prints as JSON what came of it.
+
+    python tests/replica_facts.py
+
+TensorFlow takes logical devices before it starts alone, so that the tests run this in a process of its own.
+"""
+
+import contextlib
+import functools
+import json
+import sys
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images
+from test_step_guard import Spoiled, marking_teacher
+
+from spkd_keras import Distiller, Term, losses, models, optimizers
+from spkd_keras.distiller import NotFiniteError, replicas
+from spkd_keras.models import blocks
+
+BATCH, COUNT, ODD = 16, 48, 53
+TERMS = {
+    "similarity_preserving": lambda: Term(losses.SimilarityPreserving(), 30.0),
+    "soft_targets": lambda: Term(losses.SoftTargets(), 0.9),
+    "relational_distance": lambda: Term(losses.RelationalDistance(), 5.0),
+}
+OTHER_TERMS = {
+    "hint": lambda: Term(losses.Hint(), 1.0),  # with an adapter, which has a BatchNormalization
+    "relational_angle": lambda: Term(losses.RelationalAngle(), 5.0),
+    "pkt": lambda: Term(losses.PKT(), 300.0),
+    "correlation_congruence": lambda: Term(losses.CorrelationCongruence(), 3.0),
+    "dist": lambda: Term(losses.DIST(), 1.0),
+}
+
+
+def network(channels=4, regularizer=None, policy="float32", synchronized=None):
+    """Two convolutions with this package's BatchNormalization, synchronised under a strategy unless told."""
+    image = keras.Input(IMAGE_SHAPE, name="image")
+    x = layers.Rescaling(1 / 127.5, -1.0, dtype="float32", name="preprocessing")(image)
+    for stage in (1, 2):
+        convolution = layers.Conv2D(
+            channels, 3, stage, padding="same", kernel_regularizer=regularizer, name=f"conv{stage}"
+        )
+        x = blocks.batch_normalization(convolution(x), synchronized=synchronized, name=f"bn{stage}")
+        x = layers.ReLU(name=f"stage{stage}")(x)
+    x = layers.GlobalAveragePooling2D(name="pooling")(x)
+    student = keras.Model(image, layers.Dense(CLASSES, dtype="float32", name="logits")(x))
+    return student if policy == "float32" else models.in_precision(student, policy)
+
+
+@functools.cache
+def mirrored(count):
+    """One strategy for each number of devices, with its own keys for their messages: a process should have but one."""
+
+    class Mirrored(tf.distribute.MirroredStrategy):
+        _collective_key_base = 1000 * count  # "only set this in tests"
+
+    return Mirrored([f"CPU:{index}" for index in range(count)])
+
+
+def scope(strategy):
+    return strategy.scope() if strategy else contextlib.nullcontext()
+
+
+def build(strategy, terms=None, policy="float32", optimizer=None, synchronized=None, regularizer="l2", **compiled):
+    keras.utils.set_random_seed(3)
+    with scope(strategy):
+        teacher, student = network(8), network(4, regularizer, policy, synchronized)
+        terms = [make() for make in (TERMS if terms is None else terms).values()]
+        distiller = Distiller(teacher, student, terms, evaluate_terms=True)
+        optimizer = optimizer() if optimizer else optimizers.CoupledSGD(0.05, 0.9, weight_decay=5e-4)
+        distiller.compile(optimizer, cross_entropy(), metrics=["accuracy"], **compiled)
+    return distiller
+
+
+def trained(strategy, count=COUNT, as_dataset=False, fitted=None, validated=False, **built):
+    """Returns the student's weights, the logs of training and evaluation, and the Distiller."""
+    distiller = build(strategy, **built)
+    x, y = images(ODD)
+    data = (x[:count], y[:count])
+    held_out = {"validation_data": (x, y), "validation_batch_size": BATCH}
+    if as_dataset:
+        data = (tf.data.Dataset.from_tensor_slices(data).batch(BATCH),)
+        held_out = {"validation_data": tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)}
+    if not validated:
+        held_out = {}
+    if not as_dataset:
+        held_out["batch_size"] = BATCH
+    logs = distiller.fit(*data, shuffle=False, verbose=0, **held_out, **(fitted or {})).history
+    weights = distiller.student.get_weights()
+    return weights, {name: values[0] for name, values in logs.items()}, distiller
+
+
+def weights_apart(one, other):
+    """The largest difference between weights."""
+    return max(float(np.abs(a - b).max()) for a, b in zip(one[0], other[0], strict=True))
+
+
+def difference(one, other):
+    """The largest of the weights, of the logs relative to their size, and whether the accuracies are the same."""
+    assert set(one[1]) == set(other[1])
+    logs = max(abs(one[1][name] - other[1][name]) / max(1.0, abs(one[1][name])) for name in one[1])
+    same = all(one[1][name] == other[1][name] for name in one[1] if "accuracy" in name)
+    return {"weights": weights_apart(one, other), "logs": logs, "same_accuracy": same}
+
+
+def message(do, *kinds):
+    """What an error says, or that there was none."""
+    try:
+        do()
+    except Exception as error:
+        if kinds and not isinstance(error, kinds):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return text if len(text) < 600 else f"{text[:200]} ... {text[-200:]}"
+    return None
+
+
+def one_answer():
+    alone = trained(None, validated=True)
+    several = {count: trained(mirrored(count), validated=True) for count in (1, 2, 4)}
+    found = {f"replicas_{count}": difference(alone, one) for count, one in several.items()}
+    two, x = several[2], images(ODD)[0]
+    found["predictions"] = float(np.abs(two[2].predict(x, batch_size=BATCH, verbose=0) - two[2].student(x)).max())
+    found["keys"] = sorted(alone[1])
+    original = replicas.of_term
+    replicas.of_term = lambda loss, teacher, student, relational, share: original(loss, teacher, student, False, share)
+    found["local_gram"] = weights_apart(alone, trained(mirrored(2)))
+    replicas.of_term = original
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found["local_statistics"] = weights_apart(alone, trained(mirrored(2), synchronized=False))
+    found["warned"] = [str(warning.message) for warning in caught if "normalises" in str(warning.message)]
+    return found
+
+
+def other_losses():
+    alone = trained(None, terms=OTHER_TERMS)
+    return difference(alone, trained(mirrored(2), terms=OTHER_TERMS))
+
+
+def uneven():
+    """Batches of 16, 16, 16 and 5, over four replicas: of arrays the last one leaves two without."""
+    few = {"similarity_preserving": TERMS["similarity_preserving"]}
+    alone, four = (
+        trained(strategy, ODD, terms=few, as_dataset=True, validated=True) for strategy in (None, mirrored(4))
+    )
+    return {
+        "dataset": difference(alone, four),
+        "arrays": difference(trained(None, 47, terms=few), trained(mirrored(4), 47, terms=few)),
+        "arrays_with_none": message(lambda: trained(mirrored(4), ODD)),
+        "too_few": message(lambda: trained(mirrored(4), 51, terms=few, as_dataset=True)),
+        "indivisible": message(lambda: build(mirrored(4)).fit(*images(12), batch_size=6, verbose=0)),
+    }
+
+
+def weighted():
+    weights = {index: 0.5 + index for index in range(CLASSES)}
+    few = {"soft_targets": TERMS["soft_targets"]}
+    alone = trained(None, 47, terms=few, fitted={"class_weight": weights})
+    return difference(alone, trained(mirrored(2), 47, terms=few, fitted={"class_weight": weights}))
+
+
+def half_precision():
+    few = {"similarity_preserving": TERMS["similarity_preserving"]}
+    found = {}
+    for policy in ("mixed_bfloat16", "mixed_float16"):
+        alone, two = (
+            trained(strategy, terms=few, policy=policy.removeprefix("mixed_")) for strategy in (None, mirrored(2))
+        )
+        found[policy] = difference(alone, two)
+        found[policy]["scales"] = isinstance(two[2].optimizer, keras.optimizers.LossScaleOptimizer)
+    return found
+
+
+def spoiled(bad, how="value", optimizer=None, replicas_of=2):
+    """A training on two replicas in which one image of some batches makes the loss not finite."""
+    x, y = images(4 * 8)
+    for batch in bad:
+        x[batch * 8 + 5] = 255  # on the second replica alone
+    with mirrored(replicas_of).scope():
+        student = network()
+        distiller = Distiller(marking_teacher(), student, [Term(Spoiled(how), name="spoiled")])
+        distiller.compile(optimizer() if optimizer else keras.optimizers.SGD(0.1, momentum=0.9), cross_entropy())
+    return distiller, lambda: distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+
+
+def state(distiller):
+    variables = [*distiller.student.variables, *distiller.optimizer.variables]
+    return [tf.convert_to_tensor(variable.value).numpy() for variable in variables]
+
+
+def guarded():
+    found = {}
+    for how in ("value", "gradient"):
+        keras.utils.set_random_seed(3)
+        distiller, fit = spoiled([2], how)
+        found[how] = message(fit, NotFiniteError)
+        keras.utils.set_random_seed(3)
+        other, _ = spoiled([], how)
+        x, y = images(4 * 8)
+        other.fit(x[:16], y[:16], batch_size=8, shuffle=False, verbose=0)
+        pairs = zip(state(distiller), state(other), strict=True)
+        found[f"{how}_difference"] = max(float(np.abs(a - b).max()) for a, b in pairs)
+    # An overflow on the second replica alone: its step is skipped and the scale halved, on both.
+    scaled = lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01), initial_scale=1024.0)  # noqa: E731
+    distiller, fit = spoiled([1], "gradient", scaled)
+    found["overflow"] = message(fit, NotFiniteError)
+    found["scale"] = float(tf.convert_to_tensor(distiller.optimizer.dynamic_scale.value))
+    found["finite"] = all(np.isfinite(weight).all() for weight in distiller.student.get_weights())
+    return found
+
+
+def refused():
+    def compiled(**arguments):
+        return message(lambda: build(mirrored(2), **arguments))
+
+    def outside():
+        with mirrored(2).scope():
+            distiller = Distiller(None, network())
+        optimizer = keras.optimizers.SGD(0.1)
+        distiller.compile(optimizer, cross_entropy())
+
+    def summed():
+        with mirrored(2).scope():
+            Distiller(None, network()).compile(
+                "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+            )
+
+    def summing():
+        with mirrored(2).scope():
+            image = keras.Input(IMAGE_SHAPE)
+            layer = layers.Dense(CLASSES, activity_regularizer="l2", name="logits")
+            Distiller(None, keras.Model(image, layer(layers.Flatten()(image)))).compile("sgd", cross_entropy())
+
+    return {
+        "summing_layer": message(summing),
+        "one_batch": message(lambda: build(mirrored(2)).train_on_batch(*images(4))),
+        "jit": compiled(jit_compile=True),
+        "steps": compiled(steps_per_execution=2),
+        "accumulation": compiled(optimizer=lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)),
+        "ema": compiled(optimizer=lambda: keras.optimizers.SGD(0.1, use_ema=True, ema_overwrite_frequency=2)),
+        "moving_average_without": compiled(optimizer=lambda: keras.optimizers.SGD(0.1, use_ema=True)),
+        "optimizer_outside": message(outside),
+        "summed": message(summed),
+    }
+
+
+def plain_keras(strategy, optimizer="sgd", **compiled):
+    with strategy.scope():
+        model = keras.Sequential([keras.Input(IMAGE_SHAPE), layers.Flatten(), layers.Dense(CLASSES)])
+        model.compile(optimizer() if callable(optimizer) else optimizer, cross_entropy(), **compiled)
+    return model
+
+
+def still_needed():
+    """What plain Keras and TensorFlow still fail at: the errors, which are None once they do it."""
+    strategy = mirrored(2)
+    x, y = images(16)
+
+    def fit(count=16, optimizer="sgd", **compiled):
+        return message(
+            lambda: plain_keras(strategy, optimizer, **compiled).fit(x[:count], y[:count], batch_size=8, verbose=0)
+        )
+
+    @tf.function
+    def gather():
+        return strategy.run(
+            lambda: tf.distribute.get_replica_context().all_gather(tf.zeros([2, 2], tf.bfloat16), axis=0)
+        )
+
+    @tf.function
+    def empty():
+        pixels, kernel = tf.zeros([tf.random.uniform([], 0, 1, tf.int32), 8, 8, 1]), tf.zeros([3, 3, 1, 4])
+        return tf.nn.conv2d(pixels, kernel, 1, "SAME")
+
+    def inside_a_condition():
+        with strategy.scope():
+            variable = tf.Variable(0.0, aggregation=tf.VariableAggregation.SUM)
+
+        @tf.function
+        def step():
+            strategy.run(lambda: tf.cond(variable < 1, lambda: variable.assign_add(1.0), lambda: variable + 0.0))
+
+        step()
+
+    class Overflowing(keras.Sequential):
+        def train_step(self, data):
+            number = tf.distribute.get_replica_context().replica_id_in_sync_group
+            gradients = [tf.ones_like(weight) * tf.where(number == 1, np.inf, 1.0) for weight in self.trainable_weights]
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+            return {"loss": tf.zeros(())}
+
+    def overflow():
+        with strategy.scope():
+            model = Overflowing([keras.Input((2,)), layers.Dense(1)])
+            model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=4.0))
+        model.fit(np.zeros((4, 2)), batch_size=4, verbose=0)
+        return bool(np.isfinite(model.get_weights()[0]).all())
+
+    def summed():
+        return keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+
+    def averaged():
+        return keras.optimizers.SGD(0.1, use_ema=True, ema_overwrite_frequency=1)
+
+    return {
+        "odd_first_batch": fit(5, metrics=["accuracy"]),
+        "jit": fit(jit_compile=True),
+        "steps": fit(steps_per_execution=2),
+        "accumulation": fit(optimizer=summed),
+        "ema": fit(optimizer=averaged),
+        "bfloat16": message(gather),
+        "empty_channels": int(empty().shape[-1]),
+        "condition": message(inside_a_condition),
+        "second_replicas_overflow_is_skipped": overflow(),
+    }
+
+
+PARTS = (one_answer, other_losses, uneven, weighted, half_precision, guarded, refused, still_needed)
+
+
+def main():
+    warnings.simplefilter("error", UserWarning)
+    processor = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 4)
+    wanted = sys.argv[1:] or [part.__name__ for part in PARTS]
+    print("RESULT", json.dumps({part.__name__: part() for part in PARTS if part.__name__ in wanted}))
+
+
+if __name__ == "__main__":
+    main()

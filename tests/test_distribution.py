@@ -1,0 +1,153 @@
+"""Several replicas make the steps of one device, on logical devices of the processor."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parent / "replica_facts.py"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def facts():
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True)
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert results, done.stderr[-3000:]
+    return json.loads(results[0].removeprefix("RESULT "))
+
+
+def assert_same(found, tolerance=1e-5):
+    assert found["weights"] < tolerance
+    assert found["logs"] < tolerance
+    assert found["same_accuracy"]  # of training, and of a validation on 53 images in batches of 16: exactly
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_the_steps_of_one_device(facts, replicas):
+    assert_same(facts["one_answer"][f"replicas_{replicas}"])
+
+
+def test_the_logs_are_those_of_one_device(facts):
+    terms = ["relational_distance", "similarity_preserving", "soft_targets"]
+    names = sorted(["accuracy", "loss", "student_loss", *terms])
+    assert facts["one_answer"]["keys"] == sorted([*names, *(f"val_{name}" for name in names)])
+
+
+@pytest.mark.parametrize("what", ["local_gram", "local_statistics"])
+def test_a_gram_matrix_or_statistics_of_each_replica_would_be_another_training(facts, what):
+    assert facts["one_answer"][what] > 1e-3
+
+
+def test_predictions_are_in_their_order(facts):
+    assert facts["one_answer"]["predictions"] < 1e-5
+
+
+def test_other_losses_and_adapters(facts):
+    assert_same(facts["other_losses"])
+
+
+@pytest.mark.parametrize("data", ["dataset", "arrays"])
+def test_batches_that_are_shared_out_unevenly(facts, data):
+    assert_same(facts["uneven"][data])
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("arrays_with_none", "ValueError: The last batch of 5 images would leave some of the 4 replicas without any."),
+        ("too_few", "ValueError: Every training batch must have at least 4 images, one for each replica."),
+        (
+            "indivisible",
+            "ValueError: `batch_size` must be a multiple of 4, the number of replicas. Received: batch_size=6",
+        ),
+    ],
+)
+def test_batches_that_cannot_be_shared_out(facts, what, said):
+    assert facts["uneven"][what].startswith(said)
+
+
+def test_class_weights(facts):
+    assert_same(facts["weighted"])
+
+
+@pytest.mark.parametrize(("policy", "tolerance"), [("mixed_bfloat16", 2e-3), ("mixed_float16", 5e-4)])
+def test_half_precision(facts, policy, tolerance):
+    """Within the rounding of the activations, 4e-3 and 5e-4 of them: one device uses the fused BatchNormalization."""
+    found = facts["half_precision"][policy]
+    assert found["weights"] < tolerance
+    assert found["logs"] < tolerance
+    assert found["scales"] == (policy == "mixed_float16")
+
+
+@pytest.mark.parametrize(("how", "parts"), [("value", "spoiled, loss"), ("gradient", "gradient")])
+def test_a_step_that_is_not_finite_on_one_replica_is_applied_on_none(facts, how, parts):
+    found = facts["guarded"]
+    assert found[how].startswith(f"NotFiniteError: The loss is not finite in epoch 1, batch 3: {parts}.")
+    assert found[f"{how}_difference"] == 0  # to the weights, statistics and slots after two steps
+
+
+def test_an_overflow_on_one_replica_halves_the_loss_scale_of_all(facts):
+    assert facts["guarded"]["overflow"] is None
+    assert facts["guarded"]["scale"] == 512
+    assert facts["guarded"]["finite"]
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("jit", "jit_compile=True"),
+        ("steps", "steps_per_execution=2"),
+        ("accumulation", "an optimizer with gradient_accumulation_steps"),
+        ("ema", "an optimizer with ema_overwrite_frequency"),
+    ],
+)
+def test_what_tensorflow_cannot_do_is_refused_in_one_line(facts, what, said):
+    expected = f"ValueError: TensorFlow cannot do this under a Mirrored on CPU: {said}. Leave it out."
+    assert facts["refused"][what] == expected
+
+
+def test_a_student_whose_replicas_normalise_alone_is_told_of(facts):
+    (said,) = facts["one_answer"]["warned"]
+    assert said.startswith("Each replica normalises by its own images alone, unlike one device: bn1, bn2.")
+    assert "models.synchronized(student)" in said
+
+
+def test_other_refusals(facts):
+    assert "can have an `activity_regularizer`. Received: logits." in facts["refused"]["summing_layer"]
+    assert "does not share a batch between 2 replicas. Use `fit`" in facts["refused"]["one_batch"]
+    assert facts["refused"]["moving_average_without"] is None
+    assert "Construct it within `with strategy.scope():`" in facts["refused"]["optimizer_outside"]
+    assert "`reduction` of `loss` must be one of sum_over_batch_size, mean. Received: sum" in facts["refused"]["summed"]
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("odd_first_batch", "must have the same size and shape"),  # ReplicatedTrainer builds on zeros
+        ("jit", "known_issues#tfvariable_on_a_different_device"),  # check_compiled
+        ("steps", "Placeholder"),  # check_compiled
+        ("accumulation", "merge_call"),  # check_compiled
+        ("ema", "merge_call"),  # check_compiled
+        ("bfloat16", "bfloat16 not in list of allowed values"),  # Share.gather casts
+        ("condition", "control flow out of `fn`"),  # conditionally
+    ],
+)
+def test_keras_and_tensorflow_still_need_what_is_done_for_them(facts, what, said):
+    """Once one of these works, what is named beside it can go."""
+    assert said in facts["still_needed"][what]
+
+
+def test_an_empty_batch_still_loses_its_channels(facts):
+    """Once it has four with oneDNN's kernels, `with_a_row` can go."""
+    if facts["still_needed"]["empty_channels"] == 4:
+        pytest.skip("TensorFlow runs without oneDNN's kernels here, or convolves empty batches by now")
+    assert facts["still_needed"]["empty_channels"] == 1
+
+
+def test_keras_asks_the_first_replica_alone_for_an_overflow(facts):
+    """Once this holds, `Share.agreed` can go."""
+    assert not facts["still_needed"]["second_replicas_overflow_is_skipped"]

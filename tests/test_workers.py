@@ -1,0 +1,212 @@
+"""Several processes that share a training: one answer, a run's folder of the first alone, and going on after a kill."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_experiment import assert_same_run, untrained_teacher
+
+from spkd_keras.cli import launcher
+from spkd_keras.experiment import Data, ExperimentError
+from spkd_keras.training import Devices, devices_for
+from spkd_keras.training.devices import _find_cluster
+
+HERE = pathlib.Path(__file__).parent
+EXPERIMENT = """
+name: shared
+data: {{name: digits, batch_size: 32, validation: 0.1, train_fraction: 0.3}}
+teacher: {{path: {teacher}}}
+student: {{model: wide_resnet, depth: 10, width: 0.25}}
+schedule: {{epochs: 2, learning_rate: 0.05}}
+methods: {{sp: [{{loss: similarity_preserving, weight: 100.0}}]}}
+checkpoints: {{steps: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("workers") / "facts.json"
+    assert launcher.launch([sys.executable, str(HERE / "worker_facts.py"), str(file)], 2) == 0
+    return json.loads(file.read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_steps_of_one_device(facts):
+    assert facts["replicas"] == 2
+    for data in ("arrays", "dataset"):  # of 48 images, and of 53 whose last batch is 3 and 2
+        assert facts[data]["weights"] < 1e-5
+        assert facts[data]["logs"] < 1e-5
+        assert facts[data]["same_accuracy"]
+    assert facts["predictions"] < 1e-5
+
+
+@pytest.mark.slow
+def test_what_the_first_process_tells_the_others(facts):
+    assert facts["exchanged"] == [2, 2, 2, 2]
+
+
+@pytest.mark.slow
+def test_keras_still_needs_the_fixes_between_workers(facts):
+    """Once one of these is None, its fix in `ReplicatedTrainer` can go."""
+    assert "PerReplica" in facts["plain_building"]
+    assert "Invalid reduction dimension 0" in facts["plain_logs"]
+
+
+# --- spkd run --------------------------------------------------------------------------------------------------------
+
+
+def command(folder, out):
+    return [sys.executable, "-m", "spkd_keras", "run", str(folder / "shared.yaml"), "--out", str(out), "--no-check"]
+
+
+def start(folder, outs):
+    """Two processes as on two machines, with a folder each."""
+    addresses = [f"127.0.0.1:{port}" for port in launcher.free_ports(2)]
+    started = []
+    for index, out in enumerate(outs):
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        environment = os.environ | {"TF_CONFIG": json.dumps(config)}
+        with (folder / f"errors-{index}.txt").open("w") as errors:
+            arguments = [*command(folder, out), "--strategy", "multiworker"]
+            started.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=errors))
+    return started
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_new_start_give_the_same_run(tmp_path):
+    (tmp_path / "shared.yaml").write_text(EXPERIMENT.format(teacher=untrained_teacher(tmp_path)))
+    outs = [tmp_path / "first", tmp_path / "second"]
+    workers = start(tmp_path, outs)
+    backup = outs[0] / "shared" / "sp-seed0" / "backup"
+    while all(worker.poll() is None for worker in workers):
+        if any(re.match(r"epoch-1-batch-[1-9]", file.name) for file in backup.glob("*.npz")):
+            workers[1].kill()  # in the middle of the second epoch
+            break
+        time.sleep(0.01)
+    assert [worker.wait() for worker in workers] == [1, -signal.SIGKILL]
+    said = (tmp_path / "errors-0.txt").read_text()
+    assert "Another of the 2 processes of this training ended or cannot be reached" in said.replace("\n", " ")
+    assert list(backup.glob("epoch-1-batch-*.npz"))
+    # Both anew, by the launcher; and the same run without a kill.
+    assert launcher.launch([*command(tmp_path, outs[0]), "--strategy", "multiworker"], 2) == 0
+    assert not outs[1].exists()  # only the first writes
+    whole = tmp_path / "whole"
+    assert launcher.launch([*command(tmp_path, whole), "--strategy", "multiworker"], 2) == 0
+    runs = [out / "shared" / "sp-seed0" for out in (outs[0], whole)]
+    assert_same_run(*runs)
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    assert (summary["strategy"], summary["replicas"], summary["workers"]) == ("multiworker", 2, 2)
+    assert summary["gathered_bytes_a_step"] == 32 * (2 * 2 * 32 + 3 * 2 * 2 * 16) * 4  # stage3 of both
+
+
+def test_the_first_failure_is_told(capfd):
+    code = "import json, os, sys; sys.exit('so it is' if json.loads(os.environ['TF_CONFIG'])['task']['index'] else 0)"
+    assert launcher.launch([sys.executable, "-c", code], 2) == 1
+    assert "worker 1 ended with exit code 1. It said: so it is" in capfd.readouterr().err
+
+
+def test_a_signal_ends_all(tmp_path):
+    code = f"import os, pathlib, time; pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch(); time.sleep(60)"
+    launch = (
+        f"import sys; from spkd_keras.cli.launcher import launch; sys.exit(launch([sys.executable, '-c', {code!r}], 2))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", launch])
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    for file in tmp_path.iterdir():
+        assert not pathlib.Path("/proc", file.name).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "a.yaml", "--workers", "2", "--out", "x"], ["run", "a.yaml", "--out", "x"]),
+        (["run", "--workers=2", "a.yaml"], ["run", "a.yaml"]),
+    ],
+)
+def test_workers_get_the_command_without_the_option(arguments, expected):
+    assert launcher._without_workers(arguments) == expected
+
+
+# --- what is refused, and how workers are found ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_cluster(monkeypatch):
+    for name in [name for name in os.environ if name == "TF_CONFIG" or name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (None, r"needs the environment variable TF_CONFIG.*Received: neither.*--workers 2"),
+        ("{", r"needs the environment variable TF_CONFIG.*Received: \{"),
+        ('{"cluster": {"worker": ["a:1"]}}', r"Received: .*KeyError: 'task'"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "workers alone, and this one"),
+        ('{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "workers alone"),
+    ],
+)
+def test_a_cluster_that_is_none(no_cluster, config, said):
+    if config is not None:
+        no_cluster.setenv("TF_CONFIG", config)
+    with pytest.raises(ExperimentError, match=said):
+        devices_for("multiworker")
+
+
+def test_slurm_names_the_workers(no_cluster):
+    """Two nodes with two tasks each; this is the third task."""
+    variables = {
+        "SLURM_PROCID": "2",
+        "SLURM_JOB_ID": "10042",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_NODELIST": "node[1-2]",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    }
+    for name, value in variables.items():
+        no_cluster.setenv(name, value)
+    no_cluster.setenv("TF_CONFIG", "")  # so that what is written goes with the test
+    no_cluster.delenv("TF_CONFIG")
+    _find_cluster()
+    assert json.loads(os.environ["TF_CONFIG"]) == {
+        "cluster": {"worker": ["node1:20042", "node1:20043", "node2:20042", "node2:20043"]},
+        "task": {"type": "worker", "index": 2},
+    }
+
+
+def test_an_unknown_strategy():
+    with pytest.raises(ExperimentError, match=r"--strategy must be one of mirrored, multiworker. Received: horovod."):
+        devices_for("horovod")
+
+
+def test_logical_devices_of_several_processes(no_cluster):
+    with pytest.raises(ExperimentError, match=r"--devices is for GPUs with --strategy multiworker. Received: 2"):
+        devices_for("multiworker", 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "images", "said"),
+    [
+        (30, 300, r"data.batch_size must be a multiple of 4.*Received: 30."),
+        (32, 99, r"must have an image for each of the 4 replicas. Received: 3, of 99 training images in batches of 32"),
+        (32, 100, None),
+        (32, 96, None),
+    ],
+)
+def test_batches_that_cannot_be_shared_out(size, images, said):
+    devices = Devices()
+    devices.replicas = 4
+    if said is None:
+        devices.check(Data(name="digits", batch_size=size), images)
+    else:
+        with pytest.raises(ExperimentError, match=said):
+            devices.check(Data(name="digits", batch_size=size), images)

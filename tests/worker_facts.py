@@ -1,0 +1,69 @@
+"""Trains as one of several processes, and writes as JSON what came of it. To be started by `launch`.
+
+python tests/worker_facts.py FILE
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+from spkd_keras.training import devices_for
+
+
+def exchanged(devices):
+    """What the processes tell each other: a file and a folder of the first, and counts of all."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        content = bytes(range(251)) * 3
+        if devices.chief:
+            (folder / "file").write_bytes(content)
+            (folder / "folder").mkdir()
+            (folder / "folder" / "one").write_bytes(b"1")
+        else:
+            (folder / "gone").write_bytes(b"of this process alone")
+            (folder / "folder").mkdir()
+            (folder / "folder" / "other").write_bytes(b"2")
+        for name in ("file", "folder", "gone"):
+            devices.share(folder / name)
+        right = [
+            (folder / "file").read_bytes() == content,
+            [file.name for file in (folder / "folder").iterdir()] == ["one"],
+            not (folder / "gone").exists(),
+            devices.counts([1, int(devices.chief)]) == [2, 1],
+        ]
+    return devices.counts([int(one) for one in right])  # each is right in both processes
+
+
+def main():
+    warnings.simplefilter("error", UserWarning)
+    devices = devices_for("multiworker")
+    from replica_facts import ODD, difference, message, plain_keras, trained  # TensorFlow has started by now
+
+    found = {"replicas": devices.replicas, "exchanged": exchanged(devices)}
+    cases = {"arrays": {}, "dataset": {"count": ODD, "as_dataset": True}}
+    two = {name: trained(devices.strategy, validated=True, **case) for name, case in cases.items()}
+    x = np.random.default_rng(0).integers(0, 256, (ODD, 8, 8, 1)).astype("uint8")
+    predicted = two["arrays"][2].predict(x, batch_size=16, verbose=0)
+    if devices.chief:
+        for name, case in cases.items():
+            found[name] = difference(trained(None, validated=True, **case), two[name])
+        found["predictions"] = float(np.abs(predicted - two["arrays"][2].student(x)).max())
+    devices.counts([0])
+    y = np.zeros(ODD, "int32")
+    model = plain_keras(devices.strategy, metrics=["accuracy"])
+    found["plain_building"] = message(lambda: model.fit(x[:16], y[:16], batch_size=8, verbose=0))
+    with devices.strategy.scope():
+        model._symbolic_build(data_batch=(tf.zeros((2, 8, 8, 1), tf.uint8), tf.zeros((2,), tf.int32)))
+    model._maybe_symbolic_build = lambda iterator: None  # with the first of the two errors out of the way
+    found["plain_logs"] = message(lambda: model.fit(x[:16], y[:16], batch_size=8, verbose=0))
+    if devices.chief:
+        pathlib.Path(sys.argv[1]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
