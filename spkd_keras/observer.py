@@ -33,5 +33,8 @@ class Observer:
     def completed(self, run: str, summary: dict[str, Any]) -> None:
         """A run is done."""
 
+    def tried(self, run: str, results: dict[str, float]) -> None:
+        """A trial of a search is done, with these values on the held-out images."""
+
     def failed(self, run: str, reason: str) -> None:
         """A run ended with an error; the others go on."""

@@ -149,6 +149,23 @@ def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Ob
         return found
 
 
+def prepared_teacher(
+    experiment: Experiment, out: str | Path, splits: data.Splits, observer: Observer, interruption: Interruption
+) -> keras.Model | None:
+    """Returns the teacher; one that has to be trained is trained first, as `run_experiment` does.
+
+    Raises:
+        ExperimentError: if its folder holds another experiment's, or its file cannot be loaded.
+    """
+    training = experiment.teacher_training()
+    folder = None if training is None else RunFolder(Path(out) / experiment.name, training)
+    if folder is not None:
+        folder.check_owner()
+        if not folder.finished:
+            train(folder, splits, observer, interruption)
+    return load_teacher(experiment, folder, splits)
+
+
 def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | None:
     """Returns the teacher that an earlier `run_experiment` trained for this very experiment; None if there is none."""
     training = experiment.teacher_training()

@@ -58,7 +58,7 @@ def train(
         cache = cached_teacher.opened(experiment, folder.path.parent, splits, teacher_fingerprint)
         source = teacher if cache is None else cache.stand_in
         distiller = build.build_distiller(source, student, experiment, folder.method)
-        training = _Training(folder, splits, distiller, observer, interruption, cache)
+        training = Training(folder, splits, distiller, observer, interruption, cache)
         with interruption.deferred():
             training.run()
         save_network(folder.student, student)
@@ -88,8 +88,18 @@ def _record(folder: RunFolder, surroundings: dict[str, Any], observer: Observer)
     write_json(folder.environment, surroundings)
 
 
-class _Training:
-    """The epochs of a run: whole ones, and the rest of one that was interrupted."""
+class Training:
+    """The epochs of a run: whole ones, and the rest of one that was interrupted.
+
+    Args:
+        folder: where its state is.
+        splits: the data.
+        distiller: compiled.
+        observer: is told how it goes.
+        interruption: is looked at before each batch.
+        cache: of the teacher; None to run it.
+        epochs: where to stop; None for all of the schedule.
+    """
 
     def __init__(
         self,
@@ -99,8 +109,10 @@ class _Training:
         observer: Observer,
         interruption: Interruption,
         cache: TeacherCache | None,
+        epochs: int | None = None,
     ) -> None:
         self.cache = cache
+        self.epochs = epochs or folder.experiment.schedule.epochs
         self.folder, self.splits, self.distiller, self.observer = folder, splits, distiller, observer
         self.experiment: Experiment = folder.experiment
         self.augmentation = build.augmentation(self.experiment.data)
@@ -119,9 +131,7 @@ class _Training:
             splits.validation, EVALUATION_BATCH, one_hot=self.augmentation.mixes_labels
         )
         self.callbacks = [
-            self.clock,
-            keras.callbacks.LearningRateScheduler(self.experiment.schedule.learning_rate_at),
-            build.weight_schedules(distiller, self.experiment.methods[folder.method]),
+            *build.schedules(distiller, self.experiment, folder.method, self.clock),
             self.recorder,
             self.checkpointer,
             Reporter(observer, folder.path.name, self.steps),
@@ -164,7 +174,7 @@ class _Training:
         try:
             self.distiller.fit(
                 self._batches(position.batch),
-                epochs=self.experiment.schedule.epochs,
+                epochs=self.epochs,
                 initial_epoch=position.epoch,
                 verbose=0,
                 shuffle=False,  # the data shuffle themselves
@@ -177,9 +187,7 @@ class _Training:
 
     def _finish_epoch(self, epoch: int) -> None:
         """Does what is left of an epoch that was interrupted behind its last batch."""
-        callbacks = keras.callbacks.CallbackList(
-            self.callbacks, model=self.distiller, epochs=self.experiment.schedule.epochs
-        )
+        callbacks = keras.callbacks.CallbackList(self.callbacks, model=self.distiller, epochs=self.epochs)
         callbacks.on_train_begin()
         callbacks.on_epoch_begin(epoch)
         results = self.checkpointer.restored_metrics(self.distiller)

@@ -1,0 +1,170 @@
+"""KerasTuner's tuner, whose trials train as runs do."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import keras_tuner
+import tensorflow as tf
+from keras_tuner import errors
+from keras_tuner.engine import trial as trials
+
+from spkd_keras.distiller import Distiller
+from spkd_keras.experiment import Experiment
+from spkd_keras.observer import Observer
+from spkd_keras.search.hypermodel import DistillationHyperModel
+from spkd_keras.search.oracles import ENDED
+from spkd_keras.training.folder import RunFolder, StorageError, save_network, write_json, write_text
+from spkd_keras.training.interruption import Interruption
+from spkd_keras.training.train import Training
+
+TRIALS = "trials"  # KerasTuner's folder in that of the search
+OUTCOME = "outcome.json"
+WAIT = 0.2  # seconds before a worker asks for a trial again
+
+
+class DistillationTuner(keras_tuner.Tuner):
+    """Trains the points that an oracle chooses, each in a folder of its own.
+
+    A trial trains as `spkd run` does: it goes on bit for bit where a kill stopped it, and a continuation of Hyperband
+    goes on from the whole state in which the earlier trial ended, the optimizer's included. Its value is that of the
+    last epoch, as a run's `validation_error` is.
+
+    Args:
+        oracle: of `make_oracle`.
+        hypermodel: builds the students.
+        folder: of the search.
+        observer: is told how it goes.
+        interruption: is looked at while trials train.
+    """
+
+    def __init__(
+        self,
+        oracle: keras_tuner.Oracle,
+        hypermodel: DistillationHyperModel,
+        folder: Path,
+        observer: Observer,
+        interruption: Interruption,
+    ) -> None:
+        self.observer, self.interruption = observer, interruption
+        super().__init__(oracle, hypermodel, directory=str(folder), project_name=TRIALS)
+        if not Path(self._get_tuner_fname()).exists():
+            self.save()  # else a search that is killed in its first trial begins anew
+
+    def _populate_initial_space(self) -> None:
+        """Does nothing: the oracle was given the whole space."""
+
+    def save(self) -> None:
+        """Writes that this tuner has begun, and the oracle's state unless a chief has it."""
+        if not self._is_worker():
+            self.oracle.save()
+        write_text(Path(self._get_tuner_fname()), json.dumps(self.get_state()))
+
+    def pre_create_trial(self) -> None:
+        """Gives the chief, and this machine, time: KerasTuner 1.4.8 asks again without a pause while it has to wait."""
+        self.interruption.stop()
+        if self._is_worker():
+            time.sleep(WAIT)
+
+    def run_trial(self, trial: trials.Trial, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Trains one point, and returns what it came to.
+
+        Raises:
+            FailedTrialError: if it cannot be trained; the reason is kept in its folder.
+            StorageError: wrapped in KerasTuner's FatalError, if a file cannot be written.
+        """
+        del args, kwargs
+        name, folder = trial_name(trial.trial_id), Path(self.get_trial_dir(trial.trial_id))
+        earlier = _outcome(folder)
+        if earlier is not None:  # a kill came before the oracle knew
+            return earlier
+        try:
+            with self.interruption.deferred():
+                results = self._train(trial, name, folder)
+        except StorageError as error:  # what the next trial would meet too
+            raise errors.FatalError(str(error)) from error
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            write_json(folder / OUTCOME, {"failed": reason})
+            self.observer.failed(name, reason)
+            raise errors.FailedTrialError(reason) from error
+        write_json(folder / OUTCOME, results)
+        self.observer.tried(name, results)
+        return _outcome(folder) or {}
+
+    def _train(self, trial: trials.Trial, name: str, folder: Path) -> dict[str, float]:
+        hypermodel: DistillationHyperModel = self.hypermodel
+        point = hypermodel.point(trial.hyperparameters)
+        first, last = _epochs(trial.hyperparameters, point)
+        self.observer.started(name, last)
+        run = RunFolder(folder.parent, point, folder)
+        with run.locked():
+            run.create()
+            if first and not any(run.backup.glob("epoch-*")):
+                self._take_over(str(trial.hyperparameters.values["tuner/trial_id"]), run)
+            distiller = hypermodel.build(trial.hyperparameters)
+            observer = _Named(self.observer, name)
+            training = Training(run, hypermodel.splits, distiller, observer, self.interruption, None, last)
+            training.run()
+            results = _results(training, distiller)
+            save_network(run.student, distiller.student)
+        return results | {"epochs": last, "parameters": distiller.student.count_params()}
+
+    def _take_over(self, earlier: str, run: RunFolder) -> None:
+        """Copies the state in which the earlier trial ended."""
+        for file in (Path(self.get_trial_dir(earlier)) / run.backup.name).glob("epoch-*"):
+            shutil.copyfile(file, run.backup / file.name)
+
+
+class _Named(Observer):
+    """Tells another observer, under the trial's name."""
+
+    def __init__(self, observer: Observer, name: str) -> None:
+        self.observer, self.name = observer, name
+
+    def noticed(self, text: str) -> None:
+        self.observer.noticed(text)
+
+    def advanced(self, run: str, epochs_done: float) -> None:
+        self.observer.advanced(self.name, epochs_done)
+
+    def progressed(self, run: str, epochs_done: int, logs: dict[str, float]) -> None:
+        self.observer.progressed(self.name, epochs_done, logs)
+
+
+def _epochs(hp: keras_tuner.HyperParameters, point: Experiment) -> tuple[int, int]:
+    """Returns from where and up to where a trial trains; a part of the schedule in a round of Hyperband."""
+    first, last = hp.values.get("tuner/initial_epoch", 0), hp.values.get("tuner/epochs", point.schedule.epochs)
+    return int(first), min(int(last), point.schedule.epochs)
+
+
+def _results(training: Training, distiller: Distiller) -> dict[str, float]:
+    """Returns the values on the held-out images in the last epoch; of averaged weights, which replace the others."""
+    if training.experiment.schedule.ema:
+        found = distiller.evaluate(training.validation, return_dict=True, verbose=0)
+        return {f"val_{name}": float(value) for name, value in found.items()}
+    return {name: value for name, value in training.recorder.rows[-1].items() if name.startswith("val_")}
+
+
+def _outcome(folder: Path) -> dict[str, float] | None:
+    """Returns the values of a trial that trained to its end; None if it did not."""
+    file = folder / OUTCOME
+    outcome = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"failed": ""}
+    return None if "failed" in outcome else {key: v for key, v in outcome.items() if key.startswith("val_")}
+
+
+def trial_name(trial_id: str) -> str:
+    """Returns a trial's name, `trial 3`; the first is `trial 0`."""
+    return f"trial {int(trial_id)}"
+
+
+def finished(oracle: keras_tuner.Oracle) -> list[str]:
+    """Returns the names of the trials that have ended, well or not."""
+    return [trial_name(trial_id) for trial_id, trial in oracle.trials.items() if trial.status in ENDED]
+
+
+def make_deterministic() -> None:
+    """Makes TensorFlow's operations deterministic for the rest of the process, as for runs."""
+    tf.config.experimental.enable_op_determinism()
