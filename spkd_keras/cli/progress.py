@@ -89,7 +89,7 @@ class ProgressObserver(Observer):
     def tried(self, run: str, results: dict[str, float]) -> None:
         """Prints a line for the trial in the place of its bar."""
         self._end(run)
-        notice(f"{run}: validation error {1 - results['val_accuracy']:.2%}, {results['epochs']} epochs")
+        notice(f"{run}: validation error {results['validation_error']:.2%}, {results['epochs']} epochs")
 
     def failed(self, run: str, reason: str) -> None:
         """Prints why, in the place of the run's bar."""

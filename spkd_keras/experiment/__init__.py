@@ -23,9 +23,11 @@ from spkd_keras.experiment.searching import (
     OBJECTIVES,
     TUNERS,
     Space,
+    StudentSpec,
     check_objective,
     check_tuner,
     load_search,
+    load_students,
     points,
 )
 from spkd_keras.experiment.space import Dimension, label
@@ -46,6 +48,7 @@ __all__ = [
     "Network",
     "Schedule",
     "Space",
+    "StudentSpec",
     "Teacher",
     "TermSpec",
     "WeightScheduleSpec",
@@ -55,6 +58,7 @@ __all__ = [
     "label",
     "load_experiment",
     "load_search",
+    "load_students",
     "loss_facts",
     "override",
     "points",

@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spkd_keras.experiment.loading import check_plain, read_plain
 from spkd_keras.experiment.presets import expand_methods
@@ -114,6 +116,84 @@ def load_search(
     space = Space(tuple(dimensions), tuple(searched))
     _check_values(experiment, space)
     return experiment, space
+
+
+class StudentSpec(NamedTuple):
+    """One of several students.
+
+    Attributes:
+        name: by what varies, `width-0.5`.
+        values: what varies.
+        experiment: with this student, under this name.
+    """
+
+    name: str
+    values: dict[str, Any]
+    experiment: Experiment
+
+
+def load_students(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> tuple[Experiment, list[StudentSpec]]:
+    """Reads and checks an experiment whose student varies.
+
+    Args:
+        path: of a YAML file.
+        overrides: as of `load_experiment`; they may set choices too.
+        methods: only these; None for all.
+        seeds: instead of the file's.
+
+    Returns:
+        The experiment with its first student, and all students in the order of the file.
+
+    Raises:
+        ExperimentError: as `load_search`; if something else than the student varies, or there is no teacher or nothing
+            held out.
+    """
+    plain = read_plain(path, overrides)
+    found = [(place, read_dimension(place, space)) for place, space in spaces(plain)]
+    for _, dimension in found:
+        if dimension.path[0] != "student":
+            raise ExperimentError(f"`{dimension.name}` cannot vary here: students are compared under one budget.")
+    if not found:
+        raise ExperimentError(
+            f"{path}: the student does not vary. Give it a choice, for example "
+            "--set 'student.width={choice: [0.25, 0.5, 1]}'."
+        )
+    students: list[StudentSpec] = []
+    for combination in itertools.product(*(dimension.every() for _, dimension in found)):
+        values = {dimension.name: value for (_, dimension), value in zip(found, combination, strict=True)}
+        one = copy.deepcopy(plain)
+        for (place, _), value in zip(found, combination, strict=True):
+            put(one, place, copy.deepcopy(value))
+        experiment = check_plain(one, f"{path}: {points(values)}").select(methods, seeds)
+        if not students:
+            _check_comparable(path, experiment)
+        name = _slug(values)
+        if name in (student.name for student in students):
+            name = f"{name}-{len(students)}"
+        students.append(StudentSpec(name, values, experiment.model_copy(update={"name": name})))
+    return students[0].experiment.model_copy(update={"name": str(plain["name"])}), students
+
+
+def _check_comparable(path: str | Path, experiment: Experiment) -> None:
+    if experiment.teacher is None:
+        raise ExperimentError(f"{path}: students are compared with their teacher. `teacher` must be given.")
+    if experiment.data.validation == 0:
+        raise ExperimentError(f"{path}: held-out images decide. `data.validation` must be above 0.")
+
+
+def _slug(values: Mapping[str, Any]) -> str:
+    """Returns values as a name that a folder may have."""
+    parts = []
+    for name, value in values.items():
+        word = name.split(".")[-1]
+        text = " ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else value
+        parts.append(str(text) if name == "student" else f"{word} {text}")
+    return re.sub(r"[^A-Za-z0-9_.+]+", "-", " ".join(parts)).strip("-")
 
 
 def _methods(plain: dict[str, Any]) -> list[str]:

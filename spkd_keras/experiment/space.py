@@ -74,6 +74,22 @@ class Dimension:
         values = [low * step**index if self.log else low + step * index for index in range(count)]
         return [int(value) if self.kind == "int" else value for value in values]
 
+    def position(self, value: Any) -> float:
+        """Returns where a value is, from 0 for the first or lowest to 1 for the last or highest."""
+        if self.kind == "choice":
+            return self.values.index(value) / max(1, len(self.values) - 1)
+        low, high = self.values
+        if self.log:
+            return math.log(value / low) / math.log(high / low)
+        return float((value - low) / (high - low))
+
+    def marks(self) -> list[Any]:
+        """Returns the values that an axis names: all of a choice; lowest, middle and highest of a range."""
+        if self.kind == "choice":
+            return list(self.values)
+        low, high = self.values
+        return [low, math.sqrt(low * high) if self.log else (low + high) / 2, high]
+
     def ends(self) -> tuple[Any, ...]:
         """Returns the values that tell whether all of them can be: those of a choice, or low and high."""
         return self.values
@@ -181,7 +197,7 @@ def _range(path: Path, name: str, kind: str, space: Mapping[str, Any], published
 
 
 def _is(value: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) != math.inf  # type: ignore[arg-type]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -149,7 +149,8 @@ class Chief:
         why += f" It said: {said[-1]}" if said else ""
         if deaths >= MOST_DEATHS:
             raise SearchFailedError(
-                f"{worker.tuner_id} died {deaths} times, and no trial ended meanwhile: {why} The same command continues."
+                f"{worker.tuner_id} died {deaths} times, and no trial ended meanwhile: {why} "
+                "The same command continues."
             )
         self.observer.noticed(f"{worker.tuner_id} is started again, and goes on with its trial: {why}")
         self._start(worker.tuner_id, job)

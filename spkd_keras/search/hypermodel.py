@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from spkd_keras import data
 from spkd_keras.distiller import Distiller
-from spkd_keras.experiment import METHOD, Dimension, Experiment, Space
+from spkd_keras.experiment import METHOD, Dimension, Experiment, ExperimentError, Space
 from spkd_keras.observer import Observer
 from spkd_keras.training.build import (
     augmentation,
@@ -71,6 +71,17 @@ class DistillationHyperModel(keras_tuner.HyperModel):
     def splits(self) -> data.Splits:
         """The data, loaded once."""
         return load_data(self.experiment.data)
+
+    @property
+    def held_out(self) -> data.AnyImages:
+        """The images that decide.
+
+        Raises:
+            ExperimentError: if there are none.
+        """
+        if self.splits.validation is None:
+            raise ExperimentError("A search chooses by held-out images. `data.validation` must be above 0.")
+        return self.splits.validation
 
     @cached_property
     def teacher(self) -> keras.Model | None:
@@ -140,11 +151,9 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         mixing = augmentation(point.data)
         return model.fit(
             data.training_batches(self.splits.train, point.data.batch_size, self.seed, clock, mixing),
-            validation_data=data.evaluation_batches(
-                self.splits.validation, EVALUATION_BATCH, one_hot=mixing.mixes_labels
-            ),
+            validation_data=data.evaluation_batches(self.held_out, EVALUATION_BATCH, one_hot=mixing.mixes_labels),
             epochs=epochs or point.schedule.epochs,
-            callbacks=[*schedules(model, point, *point.methods, clock), *callbacks],
+            callbacks=[*schedules(model, point, next(iter(point.methods)), clock), *callbacks],
             shuffle=False,  # the data shuffle themselves
             **{"verbose": 0, **kwargs},
         )

@@ -24,6 +24,8 @@ class _Durable(keras_tuner.Oracle):
     random point, and gives up after three failed trials in a row.
     """
 
+    _retry_queue: list[str]
+
     def save(self) -> None:
         """Writes the state whole or not at all."""
         write_text(Path(self._get_oracle_fname()), json.dumps(self.get_state()))

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import keras_tuner
 
-from spkd_keras.experiment import BASELINE, Experiment, Method, Network, Teacher, differences
+from spkd_keras.experiment import BASELINE, Experiment, Method, differences
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.tuner import OUTCOME, trial_name
 from spkd_keras.training.folder import write_text
+from spkd_keras.training.run import with_trained_teacher
 
 NO_REASON = "its process ended, or its value is no number"
 BEST = "best.yaml"
@@ -52,8 +53,8 @@ def read_trials(oracle: keras_tuner.Oracle, hypermodel: DistillationHyperModel, 
                 trial_name(trial_id),
                 hypermodel.space.active(hypermodel.space.first() | hypermodel.values(trial.hyperparameters)),
                 trial.status,
-                trial.score if done else None,
-                1 - outcome["val_accuracy"] if done else None,
+                float(trial.score) if done else None,
+                outcome["validation_error"] if done else None,
                 outcome.get("epochs"),
                 outcome.get("parameters"),
                 reason if trial.status == "FAILED" else None,
@@ -97,12 +98,3 @@ def same_teacher(hypermodel: DistillationHyperModel, point: Experiment) -> Exper
     if before is None or after is None or not differences(before, after):
         return point
     return with_trained_teacher(point, hypermodel.out / hypermodel.experiment.name)
-
-
-def with_trained_teacher(point: Experiment, root: Path) -> Experiment:
-    """Returns an experiment with a teacher that is trained already, by its file."""
-    if point.teacher is None or point.teacher.model is None:
-        return point
-    file = root / "teacher-seed0" / "student.keras"
-    teacher = Teacher(path=str(file), dtype=point.teacher.dtype, cache=point.teacher.cache)
-    return point.model_copy(update={"teacher": teacher})

@@ -11,7 +11,6 @@ from keras_tuner import errors
 
 from spkd_keras.experiment import (
     OBJECTIVES,
-    TEACHER,
     Experiment,
     ExperimentError,
     Space,
@@ -22,7 +21,7 @@ from spkd_keras.experiment import (
     validated,
 )
 from spkd_keras.observer import Observer
-from spkd_keras.search.chief import Chief, SearchFailedError
+from spkd_keras.search.chief import Chief
 from spkd_keras.search.distributed import ALONE, CHIEF, LOOPBACK, WORKER, free_port, heartbeat, role_here, variables
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import make_oracle

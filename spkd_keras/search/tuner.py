@@ -13,7 +13,7 @@ from keras_tuner.engine import trial as trials
 
 from spkd_keras.distiller import Distiller
 from spkd_keras.experiment import Experiment
-from spkd_keras.observer import Observer
+from spkd_keras.observer import Observer, Renamed
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import ENDED
 from spkd_keras.training.folder import RunFolder, StorageError, save_network, write_json, write_text
@@ -82,7 +82,7 @@ class DistillationTuner(keras_tuner.Tuner):
             return earlier
         try:
             with self.interruption.deferred():
-                results = self._train(trial, name, folder)
+                self._train(trial, name, folder)
         except StorageError as error:  # what the next trial would meet too
             raise errors.FatalError(str(error)) from error
         except Exception as error:
@@ -90,11 +90,9 @@ class DistillationTuner(keras_tuner.Tuner):
             write_json(folder / OUTCOME, {"failed": reason})
             self.observer.failed(name, reason)
             raise errors.FailedTrialError(reason) from error
-        write_json(folder / OUTCOME, results)
-        self.observer.tried(name, results)
         return _outcome(folder) or {}
 
-    def _train(self, trial: trials.Trial, name: str, folder: Path) -> dict[str, float]:
+    def _train(self, trial: trials.Trial, name: str, folder: Path) -> None:
         hypermodel: DistillationHyperModel = self.hypermodel
         point = hypermodel.point(trial.hyperparameters)
         first, last = _epochs(trial.hyperparameters, point)
@@ -105,33 +103,21 @@ class DistillationTuner(keras_tuner.Tuner):
             if first and not any(run.backup.glob("epoch-*")):
                 self._take_over(str(trial.hyperparameters.values["tuner/trial_id"]), run)
             distiller = hypermodel.build(trial.hyperparameters)
-            observer = _Named(self.observer, name)
+            observer = Renamed(self.observer, lambda _: name)
             training = Training(run, hypermodel.splits, distiller, observer, self.interruption, None, last)
             training.run()
-            results = _results(training, distiller)
             save_network(run.student, distiller.student)
-        return results | {"epochs": last, "parameters": distiller.student.count_params()}
+            results = _results(training, distiller, len(hypermodel.held_out))
+            results |= {"epochs": last, "parameters": distiller.student.count_params()}
+            write_json(run.path / OUTCOME, results)
+            if last == point.schedule.epochs:  # nothing will go on from it
+                run.tidy()
+        self.observer.tried(name, results)
 
     def _take_over(self, earlier: str, run: RunFolder) -> None:
         """Copies the state in which the earlier trial ended."""
         for file in (Path(self.get_trial_dir(earlier)) / run.backup.name).glob("epoch-*"):
             shutil.copyfile(file, run.backup / file.name)
-
-
-class _Named(Observer):
-    """Tells another observer, under the trial's name."""
-
-    def __init__(self, observer: Observer, name: str) -> None:
-        self.observer, self.name = observer, name
-
-    def noticed(self, text: str) -> None:
-        self.observer.noticed(text)
-
-    def advanced(self, run: str, epochs_done: float) -> None:
-        self.observer.advanced(self.name, epochs_done)
-
-    def progressed(self, run: str, epochs_done: int, logs: dict[str, float]) -> None:
-        self.observer.progressed(self.name, epochs_done, logs)
 
 
 def _epochs(hp: keras_tuner.HyperParameters, point: Experiment) -> tuple[int, int]:
@@ -140,18 +126,20 @@ def _epochs(hp: keras_tuner.HyperParameters, point: Experiment) -> tuple[int, in
     return int(first), min(int(last), point.schedule.epochs)
 
 
-def _results(training: Training, distiller: Distiller) -> dict[str, float]:
+def _results(training: Training, distiller: Distiller, images: int) -> dict[str, float]:
     """Returns the values on the held-out images in the last epoch; of averaged weights, which replace the others."""
+    values = {name: value for name, value in training.recorder.rows[-1].items() if name.startswith("val_")}
     if training.experiment.schedule.ema:
         found = distiller.evaluate(training.validation, return_dict=True, verbose=0)
-        return {f"val_{name}": float(value) for name, value in found.items()}
-    return {name: value for name, value in training.recorder.rows[-1].items() if name.startswith("val_")}
+        values = {f"val_{name}": float(value) for name, value in found.items()}
+    # Keras' accuracy is a float32; the error is a number of images.
+    return values | {"validation_error": round(images * (1 - values["val_accuracy"])) / images}
 
 
 def _outcome(folder: Path) -> dict[str, float] | None:
     """Returns the values of a trial that trained to its end; None if it did not."""
     file = folder / OUTCOME
-    outcome = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"failed": ""}
+    outcome: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"failed": ""}
     return None if "failed" in outcome else {key: v for key, v in outcome.items() if key.startswith("val_")}
 
 

@@ -31,9 +31,9 @@ def summarise(
         "experiment": experiment.name,
         "method": folder.method,
         "seed": folder.seed,
-        "test_error": _error(student, splits.test),
-        "test_error_best": best and _error(best, splits.test),
-        "validation_error": splits.validation and _error(student, splits.validation),
+        "test_error": error_of(student, splits.test),
+        "test_error_best": best and error_of(best, splits.test),
+        "validation_error": splits.validation and error_of(student, splits.validation),
         "epochs": experiment.schedule.epochs,
         "images": images,
         "wall_seconds": round(seconds, 3),
@@ -51,7 +51,7 @@ def summarise(
     }
 
 
-def _error(network: keras.Model, images: data.AnyImages) -> float:
+def error_of(network: keras.Model, images: data.AnyImages) -> float:
     """Returns the fraction of images that are put into a wrong class."""
     predictions = network.predict(data.evaluation_batches(images, EVALUATION_BATCH), verbose=0)
     return float(np.mean(np.argmax(predictions, axis=-1) != images.labels))

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from spkd_keras import data, models
 from spkd_keras.cache import TeacherCache
-from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
+from spkd_keras.experiment import TEACHER, Experiment, ExperimentError, Teacher
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
@@ -164,6 +164,21 @@ def prepared_teacher(
         if not folder.finished:
             train(folder, splits, observer, interruption)
     return load_teacher(experiment, folder, splits)
+
+
+def with_trained_teacher(experiment: Experiment, root: Path) -> Experiment:
+    """Returns an experiment whose teacher is the file that another one's run of the teacher left.
+
+    Args:
+        experiment: whose teacher is to be trained; else it is returned as it is.
+        root: folder of the other one's runs.
+    """
+    training, teacher = experiment.teacher_training(), experiment.teacher
+    if training is None or teacher is None:
+        return experiment
+    file = RunFolder(root, training).student
+    update = {"teacher": Teacher(path=str(file), dtype=teacher.dtype, cache=teacher.cache)}
+    return experiment.model_copy(update=update)
 
 
 def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | None:
