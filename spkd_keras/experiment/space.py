@@ -102,8 +102,15 @@ def label(value: Any) -> str:
 
 
 def is_space(value: Any) -> bool:
-    """Whether this is a range or a choice and not a value."""
-    return isinstance(value, Mapping) and any(kind in value for kind in KINDS)
+    """Whether this is a range or a choice and not a value: `{float: [1, 2], log: true}`.
+
+    A mapping of methods may have one that is named `float`: the others in it are then more than plain values.
+    """
+    if not isinstance(value, Mapping) or not any(kind in value for kind in KINDS):
+        return False
+    options = [option for key, option in value.items() if key not in (*KINDS, "default")]
+    listed = len(value) == 1 or any(isinstance(value.get(kind), list | Mapping) for kind in KINDS)
+    return listed and not any(isinstance(option, list | Mapping) for option in options)
 
 
 def spaces(plain: Any, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:

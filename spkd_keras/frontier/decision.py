@@ -143,7 +143,8 @@ def decide(candidates: Sequence[Candidate], teacher_error: float, constraints: C
         chosen = min(good, key=lambda c: (c.parameters, c.multiply_adds, c.error))
         head = f"The smallest student with {asked}: {_described(chosen)}."
         return Decision(True, chosen, [head, *_comparisons(chosen, candidates)])
-    nearest = min(excesses, key=lambda index: sum(share for share, _ in excesses[index].values()))
+    shares = {index: sum(share for share, _ in found.values()) for index, found in excesses.items()}
+    nearest = min(shares, key=lambda i: (round(shares[i], 9), candidates[i].parameters, candidates[i].error))
     chosen = candidates[nearest]
     lacks = ", ".join(words for _, words in excesses[nearest].values())
     head = f"None of the {len(candidates)} has {asked}. Nearest comes {_described(chosen)}: {lacks}."

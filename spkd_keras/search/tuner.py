@@ -1,5 +1,7 @@
 """KerasTuner's tuner, whose trials train as runs do."""
 
+import contextlib
+import io
 import json
 import shutil
 import time
@@ -49,18 +51,23 @@ class DistillationTuner(keras_tuner.Tuner):
         interruption: Interruption,
     ) -> None:
         self.observer, self.interruption = observer, interruption
-        super().__init__(oracle, hypermodel, directory=str(folder), project_name=TRIALS)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it goes on
+            super().__init__(oracle, hypermodel, directory=str(folder), project_name=TRIALS)
         if not Path(self._get_tuner_fname()).exists():
             self.save()  # else a search that is killed in its first trial begins anew
 
     def _populate_initial_space(self) -> None:
         """Does nothing: the oracle was given the whole space."""
 
+    def _get_tuner_fname(self) -> str:
+        """One name for all roles: a search that began in one process may go on in several, and the other way round."""
+        return str(Path(self.project_dir) / "tuner.json")
+
     def save(self) -> None:
-        """Writes that this tuner has begun, and the oracle's state unless a chief has it."""
+        """Writes the oracle's state, and that the search has begun; a worker leaves both to its chief."""
         if not self._is_worker():
             self.oracle.save()
-        write_text(Path(self._get_tuner_fname()), json.dumps(self.get_state()))
+            write_text(Path(self._get_tuner_fname()), json.dumps(self.get_state()))
 
     def pre_create_trial(self) -> None:
         """Gives the chief, and this machine, time: KerasTuner 1.4.8 asks again without a pause while it has to wait."""
