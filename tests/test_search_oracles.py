@@ -73,7 +73,7 @@ def uninterrupted(request, tmp_path_factory):
 
 
 def test_the_given_point_is_the_first(uninterrupted):
-    tuner, found, ran = uninterrupted
+    _, found, ran = uninterrupted
     first = {key: value for key, value in found[0].items() if not key.startswith("tuner/")}
     assert first == {"methods": "sp", "weight": 3000.0, "depth": 2}
     assert len(ran) == TRIALS

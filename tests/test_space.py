@@ -214,7 +214,7 @@ def test_what_a_frontier_needs(file):
     width = "student.width={choice: [0.5, 1]}"
     with pytest.raises(ExperimentError, match="`teacher` must be given"):
         load_students(file, [width, "teacher=null", "methods={student: []}"])
-    with pytest.raises(ExperimentError, match="`data.validation` must be above 0"):
+    with pytest.raises(ExperimentError, match=r"`data.validation` must be above 0"):
         load_students(file, [width, "data.validation=0"])
     with pytest.raises(ExperimentError, match="unknown method `so`"):
         load_students(file, [width], ["so"])
