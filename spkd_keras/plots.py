@@ -11,6 +11,7 @@ PANEL_INCHES = 3.0
 CONTACT_COLUMNS = 8
 MOST_NAMED_CLASSES = 60  # in a confusion matrix
 MOST_NUMBERED_CLASSES = 20
+UNUSED = -0.12  # where a line crosses an axis that does not count for it
 
 
 def similarity_matrices(matrices: Mapping[str, np.ndarray], labels: np.ndarray, path: Path) -> list[Path]:
@@ -108,14 +109,16 @@ def parallel_coordinates(
     panel = figure.subplots()
     low, high = min(errors), max(errors)
     span = (high - low) or 1.0
-    colours = matplotlib.colormaps["viridis_r"]
+    colours = matplotlib.colormaps["viridis"]
     for index in sorted(range(len(errors)), key=lambda i: -errors[i]):
         place = (errors[index] - low) / span
-        heights = [np.nan if height is None else height for height in lines[index]]
+        heights = [UNUSED if height is None else height for height in lines[index]]
         best = errors[index] == low
         panel.plot([*heights, place], color=colours(place), linewidth=2.5 if best else 1.0, marker="o", markersize=3)
     marks = {**axes, names[-1]: [(0.0, f"{100 * low:.2f}"), (1.0, f"{100 * high:.2f}")][: 1 if low == high else 2]}
     for x, name in enumerate(names):
+        if name in axes and any(line[x] is None for line in lines):
+            marks[name] = [*marks[name], (UNUSED, "not used")]
         panel.axvline(x, color="0.7", linewidth=0.8, zorder=0)
         for height, text in marks[name]:
             panel.annotate(text, (x, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center")
@@ -184,7 +187,7 @@ def frontier(
             panel.axvline(limits[cost], color="tab:red", linewidth=0.8, linestyle=":")
         panel.set_xscale("log")
         panel.set_xlabel(cost, fontsize=8)
-        panel.tick_params(labelsize=7)
+        panel.tick_params(labelsize=7, which="both")
     panels[0].set_ylabel("validation error, %", fontsize=8)
     panels[0].legend(fontsize=7)
     return _saved(figure, path)
