@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from networks import assert_same_weights
-from tiny_experiment import Listener, content, summary_of
+from tiny_experiment import TINY, Listener, content, summary_of
 from tiny_search import GAMMA, WEIGHT, by_name, outcomes, tiny_search, tiny_space
 
-from spkd_keras.experiment import ExperimentError, load_experiment
+from spkd_keras.experiment import ExperimentError, load_experiment, load_search
+from spkd_keras.observer import Renamed
 from spkd_keras.search import DistillationHyperModel
 from spkd_keras.search.confirmation import confirm
+from spkd_keras.search.results import best_experiment
 from spkd_keras.training import Interrupted, StorageError, run_experiment
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.train import Training
@@ -94,6 +96,32 @@ def test_options_that_are_refused(tmp_path, options, said):
 def test_hyperband_chooses_the_epochs_itself(tmp_path):
     with pytest.raises(ExperimentError, match=r"`schedule.epochs` cannot vary with hyperband"):
         tiny_search(tmp_path, "schedule.epochs={int: [1, 3]}", trials=2, tuner="hyperband")
+
+
+def test_the_best_point_keeps_the_teacher(tmp_path):
+    """A learning rate is the teacher's too: it would train another one, so that the trained one is named."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY, encoding="utf-8")
+    rate = "schedule.learning_rate={float: [0.01, 1], log: true}"
+    experiment, space = load_search(file, [GAMMA, rate, "seeds=[0, 1]"], ["sp"])
+    hypermodel = DistillationHyperModel(experiment, space, tmp_path / "runs")
+    first = space.first()
+    same = best_experiment(hypermodel, {**first, WEIGHT: 7.0}, [0, 1])
+    assert same.teacher == experiment.teacher
+    assert (same.name, list(same.methods), same.seeds) == ("tiny-best", ["student", "sp"], [0, 1])
+    other = best_experiment(hypermodel, {**first, "schedule.learning_rate": 0.5}, [0])
+    assert other.teacher.path == str(tmp_path / "runs" / "tiny" / "teacher-seed0" / "student.keras")
+    assert other.schedule.learning_rate == 0.5
+
+
+def test_an_observer_of_renamed_runs():
+    listener = Listener()
+    renamed = Renamed(listener, lambda run: f"small {run}", held_out=True)
+    renamed.planned(["sp-seed0"], [])
+    renamed.started("sp-seed0", 2)
+    renamed.noticed("something")
+    renamed.completed("sp-seed0", {"method": "sp"})
+    assert listener.told == [("started", "small sp-seed0", 2), ("noticed", "something")]  # `tried` it does not keep
 
 
 # --- a search by its steps -------------------------------------------------------------------------------------------

@@ -155,6 +155,8 @@ def _measure_all(
                 try:
                     finished = FinishedRun(run)
                     found[student.name, method, seed] = finished.summary, measure_one(finished)
+                except ExperimentError:  # what the next export would meet too
+                    raise
                 except (RuntimeError, ValueError) as error:  # an export that is not the student, or cannot be
                     failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                     observer.noticed(f"{name}: {failures[name]}")
