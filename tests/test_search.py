@@ -16,6 +16,7 @@ from spkd_keras.search import DistillationHyperModel
 from spkd_keras.search.confirmation import confirm
 from spkd_keras.search.results import best_experiment
 from spkd_keras.training import Interrupted, StorageError, run_experiment
+from spkd_keras.training.folder import locked
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.train import Training
 
@@ -91,6 +92,12 @@ def test_what_cannot_be_built_is_told_before_any_training(tmp_path, override, sa
 def test_options_that_are_refused(tmp_path, options, said):
     with pytest.raises(ExperimentError, match=said):
         tiny_search(tmp_path, GAMMA, **{"trials": 2, **options})
+
+
+def test_two_searches_at_once(tmp_path):
+    search = tiny_search(tmp_path, GAMMA, trials=1)
+    with locked(search.folder), pytest.raises(ExperimentError, match="is being run by another process"):
+        search.run()
 
 
 def test_hyperband_chooses_the_epochs_itself(tmp_path):
