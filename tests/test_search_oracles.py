@@ -12,7 +12,7 @@ from spkd_keras.search import oracles
 from spkd_keras.search.oracles import make_oracle
 
 TUNERS = ["random", "hyperband", "bayesian", "grid"]
-TRIALS = 6
+TRIALS = 5
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
 
 
@@ -29,10 +29,11 @@ def space():
     return hp
 
 
-def opened(folder, tuner, trials=TRIALS):
+def opened(folder, tuner, trials=TRIALS, keeps_workers=False):
     """An oracle as a tuner makes it: it goes on from what is in the folder."""
-    oracle = make_oracle(tuner, OBJECTIVE, space(), trials, seed=0, epochs=9)
+    oracle = make_oracle(tuner, OBJECTIVE, space(), trials, seed=0, epochs=3)
     oracle.verbose = 0
+    oracle.keeps_workers = keeps_workers
     oracle._set_project_dir(str(folder), "trials")
     if (folder / "trials" / "oracle.json").exists():
         oracle.reload()
@@ -123,6 +124,24 @@ def test_more_trials_go_on(tuner, tmp_path):
     assert len(oracle.trials) == 5
 
 
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_a_chief_that_comes_back_leaves_living_workers_their_trials(tuner, tmp_path):
+    before = opened(tmp_path, tuner)
+    theirs = {worker: before.create_trial(worker).trial_id for worker in ("worker0", "worker1")}
+    after = opened(tmp_path, tuner, keeps_workers=True)
+    assert {worker: trial.trial_id for worker, trial in after.ongoing_trials.items()} == theirs
+    trial = after.get_trial(theirs["worker1"])
+    after.update_trial(trial.trial_id, {"val_accuracy": 0.5})
+    trial.status = "COMPLETED"
+    after.end_trial(trial)
+    assert after.create_trial("worker1").trial_id not in theirs.values()
+    assert after.create_trial("worker0").trial_id == theirs["worker0"]
+    alone = opened(tmp_path, tuner)  # the workers are gone: any process takes their trials
+    again = {alone.create_trial("tuner0").trial_id, alone.create_trial("tuner1").trial_id}
+    assert theirs["worker0"] in again
+    assert theirs["worker1"] not in again
+
+
 def test_trials_that_fail_do_not_end_the_search(tmp_path):
     oracle = opened(tmp_path, "random", 5)
     for _ in range(5):
@@ -137,7 +156,7 @@ def test_a_space_that_is_used_up_ends_the_search(tmp_path):
     hp = keras_tuner.HyperParameters()
     hp.Choice("depth", [1, 2], default=2)
     for tuner in ("random", "grid"):
-        oracle = make_oracle(tuner, OBJECTIVE, hp.copy(), 5, seed=0, epochs=9)
+        oracle = make_oracle(tuner, OBJECTIVE, hp.copy(), 5, seed=0, epochs=3)
         oracle.verbose = 0
         oracle._set_project_dir(str(tmp_path / tuner), "trials")
         found = []

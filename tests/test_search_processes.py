@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 
+import grpc
 import pytest
 from kill_searches import at_work, begin, kill, search_of, statuses, wait_until, workers_of
 from tiny_experiment import Listener, content
@@ -12,7 +13,17 @@ from tiny_search import GAMMA, outcomes, tiny_search
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.search import SearchFailedError, chief, distributed
-from spkd_keras.search.distributed import ADDRESS, PORT, TUNER_ID, Signs, free_port, heartbeat, role_here, variables
+from spkd_keras.search.distributed import (
+    ADDRESS,
+    PORT,
+    TUNER_ID,
+    Signs,
+    free_port,
+    heartbeat,
+    role_here,
+    variables,
+    wait_for_chief,
+)
 
 SLOW = pytest.mark.slow
 TRIALS = 5
@@ -121,6 +132,26 @@ def test_a_worker_that_is_silent_is_lost(tmp_path, monkeypatch):
     assert not signs.lost("worker0")  # its file is gone, which is news
     time.sleep(0.35)
     assert signs.lost("worker0")
+
+
+def test_a_worker_waits_for_its_chief_for_as_long_as_it_takes():
+    class Late(grpc.RpcError):
+        def __init__(self, code):
+            self.code = lambda: code
+
+    class Oracle:
+        answers = [Late(grpc.StatusCode.DEADLINE_EXCEEDED), None]  # noqa: RUF012
+
+        def get_space(self):
+            answer = self.answers.pop(0)
+            if answer is not None:
+                raise answer
+
+    wait_for_chief(Oracle())
+    assert Oracle.answers == []
+    Oracle.answers = [Late(grpc.StatusCode.UNKNOWN)]
+    with pytest.raises(Late):
+        wait_for_chief(Oracle())
 
 
 class _Oracle:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.training.folder import check_writable, write_text
@@ -78,6 +79,19 @@ def heartbeat(folder: Path, tuner_id: str) -> Iterator[None]:
         ended.set()
         thread.join()
         file.unlink(missing_ok=True)
+
+
+def wait_for_chief(oracle: Any) -> None:
+    """Waits until a chief answers. KerasTuner 1.4.8 gives up after an hour, and a teacher may train for longer."""
+    import grpc
+
+    while True:
+        try:
+            oracle.get_space()
+            return
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
 
 
 class Signs:

@@ -25,6 +25,7 @@ class _Durable(keras_tuner.Oracle):
     """
 
     _retry_queue: list[str]
+    keeps_workers = False  # set for a chief whose workers live on when it ends, and come back with their ids
 
     def save(self) -> None:
         """Writes the state whole or not at all."""
@@ -39,7 +40,11 @@ class _Durable(keras_tuner.Oracle):
         for trial_id in set(self.trials) - set(self.start_order):
             del self.trials[trial_id]  # it was about to begin, and will
         finished = [trial_id for trial_id in self.start_order if self.trials[trial_id].status in ENDED]
-        self._retry_queue = [trial_id for trial_id in self._retry_queue if trial_id not in finished]
+        if self.keeps_workers:
+            ongoing = json.loads(Path(self._get_oracle_fname()).read_text(encoding="utf-8"))["ongoing_trials"]
+            self.ongoing_trials = {worker: self.trials[one] for worker, one in ongoing.items() if one not in finished}
+        kept = [*finished, *(trial.trial_id for trial in self.ongoing_trials.values())]
+        self._retry_queue = [trial_id for trial_id in self._retry_queue if trial_id not in kept]
         for trial_id in finished:
             if trial_id not in self.end_order:
                 self.end_order.append(trial_id)

@@ -22,7 +22,17 @@ from spkd_keras.experiment import (
 )
 from spkd_keras.observer import Observer
 from spkd_keras.search.chief import Chief
-from spkd_keras.search.distributed import ALONE, CHIEF, LOOPBACK, WORKER, free_port, heartbeat, role_here, variables
+from spkd_keras.search.distributed import (
+    ALONE,
+    CHIEF,
+    LOOPBACK,
+    WORKER,
+    free_port,
+    heartbeat,
+    role_here,
+    variables,
+    wait_for_chief,
+)
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import make_oracle
 from spkd_keras.search.results import TrialResult, read_trials, write_best
@@ -126,7 +136,7 @@ class Search:
         write_json(self.folder / RECORD, self._record())
         make_deterministic()
         with variables(CHIEF, LOOPBACK, free_port()) if workers else contextlib.nullcontext():
-            tuner = self._tuner()
+            tuner = self._tuner(workers)
             self._plan(tuner.oracle)
             _ = self.hypermodel.teacher
             if role == ALONE and not workers:
@@ -160,7 +170,7 @@ class Search:
     def _work(self) -> None:
         """Trains trials that a chief on this or another machine gives out."""
         tuner = self._tuner()
-        tuner.oracle.get_space()  # waits for the chief
+        wait_for_chief(tuner.oracle)
         self._check_record()
         teacher = self._teacher_run()
         if not (self.folder / RECORD).exists() or (teacher is not None and not teacher.finished):
@@ -178,13 +188,14 @@ class Search:
             return None
         return RunFolder(self.out / self.experiment.name, training)
 
-    def _tuner(self) -> DistillationTuner:
+    def _tuner(self, workers: int = 0) -> DistillationTuner:
         hp = keras_tuner.HyperParameters()
         self.hypermodel.declare(hp)
         objective = keras_tuner.Objective(self.objective, OBJECTIVES[self.objective])
         epochs = self.experiment.schedule.epochs
         oracle = make_oracle(self.tuner_name, objective, hp, self.trials, self.hypermodel.seed, epochs)
         oracle.verbose = 0
+        oracle.keeps_workers = role_here() == CHIEF and not workers
         return DistillationTuner(oracle, self.hypermodel, self.folder, self.observer, self.interruption)
 
     def _record(self) -> dict[str, Any]:
