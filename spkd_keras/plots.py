@@ -116,12 +116,15 @@ def parallel_coordinates(
         best = errors[index] == low
         panel.plot([*heights, place], color=colours(place), linewidth=2.5 if best else 1.0, marker="o", markersize=3)
     marks = {**axes, names[-1]: [(0.0, f"{100 * low:.2f}"), (1.0, f"{100 * high:.2f}")][: 1 if low == high else 2]}
+    paper = {"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0}
     for x, name in enumerate(names):
         if name in axes and any(line[x] is None for line in lines):
             marks[name] = [*marks[name], (UNUSED, "not used")]
         panel.axvline(x, color="0.7", linewidth=0.8, zorder=0)
         for height, text in marks[name]:
-            panel.annotate(text, (x, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center")
+            panel.annotate(
+                text, (x, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center", bbox=paper
+            )
     panel.set_xticks(range(len(names)), names, fontsize=7)
     panel.set_yticks([])
     panel.set_xlim(-0.1, len(names) - 0.5)

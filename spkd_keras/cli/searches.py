@@ -145,8 +145,12 @@ def _table(search: "Search", result: "SearchResult") -> Table:
     from spkd_keras.search.importance import short_names
 
     names = short_names(search.space)
-    table = Table(title=f"{escape(search.experiment.name)}: trials", title_justify="left", box=box.SIMPLE)
-    columns = ["trial", "validation\nerror, %", "epochs", "parameters", *names.values()]
+    table = Table(
+        title=f"{escape(search.experiment.name)}: trials, errors on held-out images",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    columns = ["trial", "error, %", "epochs", "para-\nmeters", *names.values()]
     for index, column in enumerate(columns):
         table.add_column(escape(column), justify="right" if index else "left", overflow="fold")
     for trial in result.trials[:SHOWN]:
