@@ -15,6 +15,7 @@ from spkd_keras.observer import Renamed
 from spkd_keras.search import DistillationHyperModel
 from spkd_keras.search.confirmation import confirm
 from spkd_keras.search.results import best_experiment
+from spkd_keras.search.tuner import MOST_DEATHS
 from spkd_keras.training import Interrupted, StorageError, run_experiment
 from spkd_keras.training.folder import locked
 from spkd_keras.training.interruption import Interruption
@@ -296,6 +297,23 @@ def test_all_trials_may_fail(tmp_path, monkeypatch):
     assert result.best is None
     assert [trial.status for trial in result.trials] == ["FAILED"] * 2
     assert all(t.reason.startswith("ResourceExhaustedError: OOM when allocating tensor with") for t in result.trials)
+
+
+def test_a_trial_whose_process_dies_again_and_again_fails(tmp_path, monkeypatch):
+    broken(monkeypatch, SystemExit("killed"))  # as good as a process that is gone
+    search = tiny_search(tmp_path, GAMMA, trials=1)
+    for _ in range(MOST_DEATHS):
+        with pytest.raises(SystemExit):
+            search.run()
+    (trial,) = search.run().trials
+    assert trial.reason.startswith("RuntimeError: Its process died 3 times before a first checkpoint")
+
+
+def test_a_trial_that_another_process_is_at_does_not_fail(tmp_path):
+    search = tiny_search(tmp_path, GAMMA, trials=1)
+    with locked(search.folder / "trials" / "trial_0"), pytest.raises(ExperimentError, match="by another process"):
+        search.run()
+    assert not outcomes(search)
 
 
 def test_a_full_disk_ends_the_search(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from spkd_keras.training.parallel import Sender, ending, standard_error_to, stop
 
 LOOK = 0.5  # seconds between two looks at the workers
 PATIENCE = 60.0  # seconds without a sign of life
-MOST_DEATHS = 3  # of a worker, without a trial that ended in between
+MOST_DEATHS = 5  # of a worker, without a trial that ended in between; a trial fails before it gets so far
 
 Job = Callable[[Observer, Interruption], None]
 

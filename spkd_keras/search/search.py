@@ -235,7 +235,7 @@ def _search(tuner: DistillationTuner) -> None:
     try:
         tuner.search(verbose=0)
     except errors.FatalError as error:
-        if isinstance(error.__cause__, StorageError):
+        if isinstance(error.__cause__, StorageError | ExperimentError):
             raise error.__cause__ from None
         raise
 

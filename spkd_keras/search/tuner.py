@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from keras_tuner import errors
 from keras_tuner.engine import trial as trials
 
 from spkd_keras.distiller import Distiller
-from spkd_keras.experiment import Experiment
+from spkd_keras.experiment import Experiment, ExperimentError
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import ENDED
@@ -24,6 +25,8 @@ from spkd_keras.training.train import Training
 
 TRIALS = "trials"  # KerasTuner's folder in that of the search
 OUTCOME = "outcome.json"
+BEGUN = "begun.txt"
+MOST_DEATHS = 3  # of processes, before a trial counts as failed
 WAIT = 0.2  # seconds before a worker asks for a trial again
 
 
@@ -80,51 +83,80 @@ class DistillationTuner(keras_tuner.Tuner):
 
         Raises:
             FailedTrialError: if it cannot be trained; the reason is kept in its folder.
-            StorageError: wrapped in KerasTuner's FatalError, if a file cannot be written.
+            FatalError: KerasTuner's, if a file cannot be written or another process is at the trial.
         """
         del args, kwargs
         name, folder = trial_name(trial.trial_id), Path(self.get_trial_dir(trial.trial_id))
         earlier = _outcome(folder)
         if earlier is not None:  # a kill came before the oracle knew
             return earlier
+        run = RunFolder(folder.parent, self.hypermodel.point(trial.hyperparameters), folder)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(run.locked())
+            except ExperimentError as error:  # two workers with one id, for example
+                raise errors.FatalError(str(error)) from error
+            self._train_or_fail(trial, name, run)
+        return _outcome(folder) or {}
+
+    def _train_or_fail(self, trial: trials.Trial, name: str, run: RunFolder) -> None:
         try:
-            with self.interruption.deferred():
-                self._train(trial, name, folder)
+            with self.interruption.deferred(), _counted(run):
+                self._train(trial, name, run)
         except StorageError as error:  # what the next trial would meet too
             raise errors.FatalError(str(error)) from error
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            write_json(folder / OUTCOME, {"failed": reason})
+            write_json(run.path / OUTCOME, {"failed": reason})
             self.observer.failed(name, reason)
             raise errors.FailedTrialError(reason) from error
-        return _outcome(folder) or {}
 
-    def _train(self, trial: trials.Trial, name: str, folder: Path) -> None:
+    def _train(self, trial: trials.Trial, name: str, run: RunFolder) -> None:
         hypermodel: DistillationHyperModel = self.hypermodel
-        point = hypermodel.point(trial.hyperparameters)
-        first, last = _epochs(trial.hyperparameters, point)
+        first, last = _epochs(trial.hyperparameters, run.experiment)
         self.observer.started(name, last)
-        run = RunFolder(folder.parent, point, folder)
-        with run.locked():
-            run.create()
-            if first and not any(run.backup.glob("epoch-*")):
-                self._take_over(str(trial.hyperparameters.values["tuner/trial_id"]), run)
-            distiller = hypermodel.build(trial.hyperparameters)
-            observer = Renamed(self.observer, lambda _: name)
-            training = Training(run, hypermodel.splits, distiller, observer, self.interruption, None, last)
-            training.run()
-            save_network(run.student, distiller.student)
-            results = _results(training, distiller, len(hypermodel.held_out))
-            results |= {"epochs": last, "parameters": distiller.student.count_params()}
-            write_json(run.path / OUTCOME, results)
-            if last == point.schedule.epochs:  # nothing will go on from it
-                run.tidy()
+        run.create()
+        if first and not any(run.backup.glob("epoch-*")):
+            self._take_over(str(trial.hyperparameters.values["tuner/trial_id"]), run)
+        distiller = hypermodel.build(trial.hyperparameters)
+        observer = Renamed(self.observer, lambda _: name)
+        training = Training(run, hypermodel.splits, distiller, observer, self.interruption, None, last)
+        training.run()
+        save_network(run.student, distiller.student)
+        results = _results(training, distiller, len(hypermodel.held_out))
+        results |= {"epochs": last, "parameters": distiller.student.count_params()}
+        write_json(run.path / OUTCOME, results)
+        if last == run.experiment.schedule.epochs:  # nothing will go on from it
+            run.tidy()
         self.observer.tried(name, results)
 
     def _take_over(self, earlier: str, run: RunFolder) -> None:
         """Copies the state in which the earlier trial ended."""
         for file in (Path(self.get_trial_dir(earlier)) / run.backup.name).glob("epoch-*"):
             shutil.copyfile(file, run.backup / file.name)
+
+
+@contextlib.contextmanager
+def _counted(run: RunFolder) -> Iterator[None]:
+    """Counts how often a trial began and its process died before a checkpoint was written.
+
+    Raises:
+        RuntimeError: if that was too often: a point that takes too much memory would end every process that tries it.
+    """
+    file = run.path / BEGUN
+    begun = int(file.read_text(encoding="utf-8")) if file.exists() else 0
+    if any(run.backup.glob("epoch-*")):
+        begun = 0
+    if begun >= MOST_DEATHS:
+        file.unlink()
+        raise RuntimeError(f"Its process died {begun} times before a first checkpoint, perhaps for want of memory.")
+    write_text(file, str(begun + 1))
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        file.unlink(missing_ok=True)
+        raise
+    file.unlink(missing_ok=True)
 
 
 def _epochs(hp: keras_tuner.HyperParameters, point: Experiment) -> tuple[int, int]:
