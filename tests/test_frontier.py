@@ -73,6 +73,13 @@ def test_distillation_that_harmed_is_told():
     assert decision.sentences[1].startswith("sp did not beat the same-seed baseline of large: +2.00 points")
 
 
+def test_with_a_baseline_alone():
+    alone = candidate("small", "student", [0.04], 100)
+    first, second = decide([alone], TEACHER, Constraints(1.0)).sentences
+    assert "small, the student alone, 4.00% over 1 seed, " in first
+    assert second == "No other method was trained for small."
+
+
 def test_without_a_baseline():
     alone = candidate("small", "sp", [0.04], 100)
     assert "no baseline to compare with" in decide([alone], TEACHER, Constraints(1.0)).sentences[1]

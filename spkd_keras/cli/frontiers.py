@@ -120,12 +120,13 @@ def _table(students: "Students", fronts: dict[str, list[Candidate]]) -> Table:
         table.add_column(column, justify="right" if 1 < index < 8 else "left", overflow="fold")
     for one in students.candidates:
         letters = "".join(letter for cost, letter in LETTERS.items() if one in fronts[cost])
+        times = one.latencies
         against = percent_range(one.differences) if one.differences else ""
         table.add_row(
             *map(escape, (one.student, "alone" if one.method == BASELINE else one.method)),
             *(text.replace("%", "").replace(" (", "\n(") for text in (percent_range(one.errors), against)),
             *(f"{count:,}" for count in (one.parameters, one.multiply_adds, one.size)),
-            f"{one.latency:.3f}\n({min(one.latencies):.3f} to {max(one.latencies):.3f})",
+            f"{one.latency:.3f}" + (f"\n({min(times):.3f} to {max(times):.3f})" if len(set(times)) > 1 else ""),
             letters,
         )
     return table

@@ -168,8 +168,9 @@ def pareto(candidates: Sequence[Candidate], cost: str) -> list[Candidate]:
 
 
 def _described(candidate: Candidate) -> str:
+    count = len(candidate.seeds)
     return (
-        f"{candidate.title}, {percent_range(candidate.errors)} over {len(candidate.seeds)} seeds, "
+        f"{candidate.title}, {percent_range(candidate.errors)} over {count} seed{'s' if count > 1 else ''}, "
         f"{candidate.parameters:,} parameters, {candidate.size:,} bytes, {candidate.latency:.3g} ms"
     )
 
@@ -184,6 +185,8 @@ def _comparisons(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str
     """Says of the chosen student's methods whether they beat the student alone, the chosen method first."""
     own = [candidate for candidate in candidates if candidate.student == chosen.student and candidate.differences]
     own.sort(key=lambda candidate: candidate.method != chosen.method)
+    if not own and chosen.method == BASELINE:
+        return [f"No other method was trained for {chosen.student}."]
     if not own:
         return [f"There is no baseline to compare with: add `{BASELINE}: []` to the methods."]
     baseline = f"the same-seed baseline of {chosen.student}"
