@@ -117,8 +117,10 @@ def test_a_port_that_is_taken(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
+        listener = Listener()
         with variables("chief", "127.0.0.1", port), pytest.raises(SearchFailedError, match=f"127.0.0.1:{port}"):
-            tiny_search(tmp_path, GAMMA, trials=1).run()
+            tiny_search(tmp_path, GAMMA, trials=1, observer=listener).run()
+        assert listener.of("noticed") == [f"Giving trials to workers that ask on 127.0.0.1:{port}."]
 
 
 def test_a_worker_that_is_silent_is_lost(tmp_path, monkeypatch):

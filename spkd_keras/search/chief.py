@@ -75,6 +75,8 @@ class Chief:
         """
         server = threading.Thread(target=self._serve, daemon=True)
         server.start()
+        if not workers:
+            self.observer.noticed(f"Giving trials to workers that ask on {os.environ[ADDRESS]}:{os.environ[PORT]}.")
         try:
             with self.interruption.deferred():
                 for index in range(workers):
