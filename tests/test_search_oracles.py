@@ -186,3 +186,9 @@ def test_keras_tuner_still_needs_ours(tmp_path):
     again._set_project_dir(str(tmp_path), "trials")
     again.reload()
     assert again.create_trial("tuner0").status == "STOPPED"  # after one of nine points
+
+
+def test_keras_tuner_still_prints_conditions(capsys):
+    """KerasTuner 1.4.8: where this fails, `without_prints` has become needless."""
+    space().to_proto()
+    assert capsys.readouterr().out == "sp\n"

@@ -159,7 +159,7 @@ def test_a_worker_waits_for_its_chief_for_as_long_as_it_takes():
 class _Oracle:
     def __init__(self):
         trial = type("Trial", (), {"trial_id": "3"})
-        self.ongoing_trials = {"worker1": trial}
+        self.ongoing_trials, self.trials = {"worker1": trial}, {}
 
 
 def test_the_chief_says_whom_it_waits_for(tmp_path, monkeypatch):

@@ -14,8 +14,9 @@ from keras_tuner.src.distribute.utils import is_chief_oracle
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.observer import Observer
-from spkd_keras.search.distributed import ADDRESS, LOOPBACK, PORT, Signs, variables
-from spkd_keras.search.tuner import DistillationTuner, finished, trial_name
+from spkd_keras.search.distributed import ADDRESS, LOOPBACK, PORT, Signs, variables, without_prints
+from spkd_keras.search.oracles import ENDED
+from spkd_keras.search.tuner import DistillationTuner, finished, read_outcome, trial_name
 from spkd_keras.training.interruption import Interrupted, Interruption
 from spkd_keras.training.parallel import Sender, ending, standard_error_to, stop_with_parent
 
@@ -60,6 +61,7 @@ class Chief:
         self._deaths: dict[str, int] = {}
         self._ended = 0
         self._lost: set[str] = set()
+        self._told = {trial_id for trial_id, trial in tuner.oracle.trials.items() if trial.status in ENDED}
         self._failure: BaseException | None = None
 
     def lead(self, workers: int, job: Job) -> None:
@@ -78,13 +80,15 @@ class Chief:
         if not workers:
             self.observer.noticed(f"Giving trials to workers that ask on {os.environ[ADDRESS]}:{os.environ[PORT]}.")
         try:
-            with self.interruption.deferred():
+            with self.interruption.deferred(), without_prints():
                 for index in range(workers):
                     self._start(f"worker{index}", job)
                 while server.is_alive() and (self._workers or not workers):
                     self._look(job)
                     if self.interruption.received is not None:
                         break
+                if not workers:
+                    self._tell_ended()
         finally:
             self._stop()
         if self._failure is not None:
@@ -109,8 +113,20 @@ class Chief:
                 self._listen(connections[connection], job)  # type: ignore[index]
         else:
             threading.Event().wait(LOOK)
+            self._tell_ended()
         for tuner_id, trial in list(self.tuner.oracle.ongoing_trials.items()):
             self._tell_if_lost(tuner_id, trial_name(trial.trial_id))
+
+    def _tell_ended(self) -> None:
+        """Tells of the trials that workers elsewhere have ended since the last time; those here tell themselves."""
+        for trial_id, trial in list(self.tuner.oracle.trials.items()):
+            if trial.status in ENDED and trial_id not in self._told:
+                self._told.add(trial_id)
+                outcome = read_outcome(Path(self.tuner.get_trial_dir(trial_id)))
+                if "validation_error" in outcome:
+                    self.observer.tried(trial_name(trial_id), outcome)
+                else:
+                    self.observer.failed(trial_name(trial_id), outcome.get("failed", "no reason is known"))
 
     def _tell_if_lost(self, tuner_id: str, trial: str) -> None:
         lost = self.signs.lost(tuner_id)

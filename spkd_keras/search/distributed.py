@@ -1,6 +1,7 @@
 """KerasTuner's variables, by which a process knows that it is a chief or a worker, and signs of life."""
 
 import contextlib
+import io
 import os
 import socket
 import threading
@@ -57,6 +58,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def without_prints() -> contextlib.AbstractContextManager[Any]:
+    """Drops what is printed to standard output, within: KerasTuner 1.4.8 prints each condition that it sends."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """What a search came to: its trials in order, and the best point as an experiment."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import keras_tuner
 
 from spkd_keras.experiment import BASELINE, Experiment, Method, differences
 from spkd_keras.search.hypermodel import DistillationHyperModel
-from spkd_keras.search.tuner import OUTCOME, trial_name
+from spkd_keras.search.tuner import read_outcome, trial_name
 from spkd_keras.training.folder import write_text
 from spkd_keras.training.run import with_trained_teacher
 
@@ -44,8 +43,7 @@ def read_trials(oracle: keras_tuner.Oracle, hypermodel: DistillationHyperModel, 
     """Returns the trials, the best first, those that failed last."""
     found = []
     for trial_id, trial in oracle.trials.items():
-        file = folder / f"trial_{trial_id}" / OUTCOME
-        outcome = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        outcome = read_outcome(folder / f"trial_{trial_id}")
         done = trial.status == "COMPLETED"
         reason = outcome.get("failed") or _last_line(trial.message) or NO_REASON
         found.append(

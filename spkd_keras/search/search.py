@@ -32,6 +32,7 @@ from spkd_keras.search.distributed import (
     role_here,
     variables,
     wait_for_chief,
+    without_prints,
 )
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import make_oracle
@@ -233,7 +234,8 @@ class Search:
 
 def _search(tuner: DistillationTuner) -> None:
     try:
-        tuner.search(verbose=0)
+        with without_prints():
+            tuner.search(verbose=0)
     except errors.FatalError as error:
         if isinstance(error.__cause__, StorageError | ExperimentError):
             raise error.__cause__ from None

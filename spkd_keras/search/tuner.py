@@ -1,7 +1,6 @@
 """KerasTuner's tuner, whose trials train as runs do."""
 
 import contextlib
-import io
 import json
 import shutil
 import time
@@ -17,6 +16,7 @@ from keras_tuner.engine import trial as trials
 from spkd_keras.distiller import Distiller
 from spkd_keras.experiment import Experiment, ExperimentError
 from spkd_keras.observer import Observer, Renamed
+from spkd_keras.search.distributed import without_prints
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import ENDED
 from spkd_keras.training.folder import RunFolder, StorageError, save_network, write_json, write_text
@@ -54,7 +54,7 @@ class DistillationTuner(keras_tuner.Tuner):
         interruption: Interruption,
     ) -> None:
         self.observer, self.interruption = observer, interruption
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it goes on
+        with without_prints():  # that it goes on
             super().__init__(oracle, hypermodel, directory=str(folder), project_name=TRIALS)
         if not Path(self._get_tuner_fname()).exists():
             self.save()  # else a search that is killed in its first trial begins anew
@@ -175,10 +175,16 @@ def _results(training: Training, distiller: Distiller, images: int) -> dict[str,
     return values | {"validation_error": round(images * (1 - values["val_accuracy"])) / images}
 
 
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """Returns what a trial came to, or why it failed under `failed`, from its folder; nothing if it has not ended."""
+    file = folder / OUTCOME
+    outcome: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return outcome
+
+
 def _outcome(folder: Path) -> dict[str, float] | None:
     """Returns the values of a trial that trained to its end; None if it did not."""
-    file = folder / OUTCOME
-    outcome: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"failed": ""}
+    outcome = read_outcome(folder) or {"failed": ""}
     return None if "failed" in outcome else {key: v for key, v in outcome.items() if key.startswith("val_")}
 
 
