@@ -10,8 +10,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from keras_tuner.src.distribute.utils import is_chief_oracle
-
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.search.distributed import ADDRESS, LOOPBACK, PORT, Signs, variables, without_prints
@@ -98,8 +96,6 @@ class Chief:
             ) from self._failure
 
     def _serve(self) -> None:
-        if not is_chief_oracle():
-            raise RuntimeError("The tuner of a chief needs KerasTuner's variables.")
         try:
             self.tuner.search(verbose=0)
         except Exception as error:
