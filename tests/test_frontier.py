@@ -110,4 +110,4 @@ def test_sizes_and_times():
 
 def test_ranges():
     assert percent_range([0.25, 0.5, 0.375]) == "37.50% (25.00 to 50.00)"
-    assert percent_range([0.25]) == "25.00%"
+    assert percent_range([0.25]) == percent_range([0.25, 0.25 + 1e-9]) == "25.00%"

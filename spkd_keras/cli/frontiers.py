@@ -117,7 +117,9 @@ def _table(students: "Students", fronts: dict[str, list[Candidate]]) -> Table:
     )
     columns = ("student", "method", "error, %", "against\nalone", "para-\nmeters", "multiply-\nadds")
     for index, column in enumerate((*columns, "bytes", "batch 1\nms", "front")):
-        table.add_column(column, justify="right" if 1 < index < 8 else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if 1 < index < 8 else "left", overflow="fold", no_wrap=index not in (2, 3)
+        )
     for one in students.candidates:
         letters = "".join(letter for cost, letter in LETTERS.items() if one in fronts[cost])
         times = one.latencies
@@ -126,7 +128,7 @@ def _table(students: "Students", fronts: dict[str, list[Candidate]]) -> Table:
             *map(escape, (one.student, "alone" if one.method == BASELINE else one.method)),
             *(text.replace("%", "").replace(" (", "\n(") for text in (percent_range(one.errors), against)),
             *(f"{count:,}" for count in (one.parameters, one.multiply_adds, one.size)),
-            f"{one.latency:.3f}" + (f"\n({min(times):.3f} to {max(times):.3f})" if len(set(times)) > 1 else ""),
+            f"{one.latency:.3f}" + (f"\n({min(times):.3f} to\n{max(times):.3f})" if len(set(times)) > 1 else ""),
             letters,
         )
     return table

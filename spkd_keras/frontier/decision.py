@@ -177,8 +177,8 @@ def _described(candidate: Candidate) -> str:
 
 def percent_range(errors: Sequence[float]) -> str:
     """Returns the median of fractions as a percentage, and their range."""
-    median, low, high = 100 * statistics.median(errors), 100 * min(errors), 100 * max(errors)
-    return f"{median:.2f}%" + (f" ({low:.2f} to {high:.2f})" if low != high else "")
+    median, low, high = (f"{100 * value:.2f}" for value in (statistics.median(errors), min(errors), max(errors)))
+    return f"{median}%" + (f" ({low} to {high})" if low != high else "")
 
 
 def _comparisons(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str]:
