@@ -160,7 +160,8 @@ class Chief:
         self._ended = ended
         deaths = self._deaths[worker.tuner_id] = self._deaths.get(worker.tuner_id, 0) + 1
         why = ending(worker.process.exitcode).removesuffix(" The same command continues.")
-        why += f" It said: {said[-1]}" if said else ""
+        # What one that was killed said last is a notice of TensorFlow's.
+        why += f" It said: {said[-1]}" if said and worker.process.exitcode > 0 else ""
         if deaths >= MOST_DEATHS:
             raise SearchFailedError(
                 f"{worker.tuner_id} died {deaths} times, and no trial ended meanwhile: {why} "

@@ -195,7 +195,8 @@ def trial_name(trial_id: str) -> str:
 
 def finished(oracle: keras_tuner.Oracle) -> list[str]:
     """Returns the names of the trials that have ended, well or not."""
-    return [trial_name(trial_id) for trial_id, trial in oracle.trials.items() if trial.status in ENDED]
+    ended = (trial_id for trial_id, trial in oracle.trials.items() if trial.status in ENDED)
+    return [trial_name(trial_id) for trial_id in sorted(ended, key=int)]
 
 
 def make_deterministic() -> None:
