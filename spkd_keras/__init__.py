@@ -18,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spkd_keras import cache, data, export, losses, models, optimizers
+    from spkd_keras import cache, data, export, losses, models, optimizers, search
     from spkd_keras.distiller import Distiller, Term, TermWeightSchedule, WeightSchedule
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ __all__ = [
     "losses",
     "models",
     "optimizers",
+    "search",
 ]
 
 

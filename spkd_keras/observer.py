@@ -1,5 +1,7 @@
 """Being told how an experiment goes."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -33,5 +35,31 @@ class Observer:
     def completed(self, run: str, summary: dict[str, Any]) -> None:
         """A run is done."""
 
+    def tried(self, run: str, results: dict[str, float]) -> None:
+        """A trial of a search is done, with these values on the held-out images."""
+
     def failed(self, run: str, reason: str) -> None:
         """A run ended with an error; the others go on."""
+
+
+class Renamed(Observer):
+    """Tells another observer, with other names for the runs; `planned` it leaves to whoever knows of all runs.
+
+    Args:
+        observer: is told.
+        rename: gives a run's name there.
+        held_out: whether a finished run is told of by its error on held-out images, as a trial is.
+    """
+
+    NAMING = ("started", "advanced", "progressed", "completed", "tried", "failed")
+
+    def __init__(self, observer: Observer, rename: Callable[[str], str], held_out: bool = False) -> None:
+        for event in (name for name in vars(Observer) if not name.startswith("_") and name != "planned"):
+            tell = getattr(observer, event)
+            setattr(self, event, partial(self._tell, tell, rename) if event in self.NAMING else tell)
+        if held_out:
+            setattr(self, "completed", self.tried)  # noqa: B010  (as the others are)
+
+    @staticmethod
+    def _tell(tell: Callable[..., None], rename: Callable[[str], str], run: str, *details: Any) -> None:
+        tell(rename(run), *details)

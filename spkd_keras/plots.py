@@ -11,6 +11,7 @@ PANEL_INCHES = 3.0
 CONTACT_COLUMNS = 8
 MOST_NAMED_CLASSES = 60  # in a confusion matrix
 MOST_NUMBERED_CLASSES = 20
+UNUSED = -0.12  # where a line crosses an axis that does not count for it
 
 
 def similarity_matrices(matrices: Mapping[str, np.ndarray], labels: np.ndarray, path: Path) -> list[Path]:
@@ -80,6 +81,118 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: Path)
                 colour = "black" if shares[row, column] > 0.5 else "white"
                 panel.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=panel, label="share of the class", shrink=0.8)
+    return _saved(figure, path)
+
+
+def parallel_coordinates(
+    axes: Mapping[str, Sequence[tuple[float, str]]],
+    lines: Sequence[Sequence[float | None]],
+    errors: Sequence[float],
+    path: Path,
+) -> list[Path]:
+    """Draws the trials of a search: a line for each, from what varied to the error that it came to.
+
+    Args:
+        axes: the places, from 0 to 1, and the names of an axis' marks, by the axis' name.
+        lines: for each trial its place on each axis; None where that did not count.
+        errors: for each trial, a fraction. The best is drawn last, and thickest.
+        path: of the files, without suffix.
+
+    Returns:
+        The paths of the PNG and the SVG file.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names = [*axes, "validation error, %"]
+    figure = Figure(figsize=(2.0 * len(names) + 1.5, 4.0), layout="constrained")
+    panel = figure.subplots()
+    low, high = min(errors), max(errors)
+    span = (high - low) or 1.0
+    colours = matplotlib.colormaps["viridis"]
+    for index in sorted(range(len(errors)), key=lambda i: -errors[i]):
+        place = (errors[index] - low) / span
+        heights = [UNUSED if height is None else height for height in lines[index]]
+        best = errors[index] == low
+        panel.plot([*heights, place], color=colours(place), linewidth=2.5 if best else 1.0, marker="o", markersize=3)
+    marks = {**axes, names[-1]: [(0.0, f"{100 * low:.2f}"), (1.0, f"{100 * high:.2f}")][: 1 if low == high else 2]}
+    paper = {"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0}
+    for x, name in enumerate(names):
+        if name in axes and any(line[x] is None for line in lines):
+            marks[name] = [*marks[name], (UNUSED, "not used")]
+        panel.axvline(x, color="0.7", linewidth=0.8, zorder=0)
+        for height, text in marks[name]:
+            panel.annotate(
+                text, (x, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center", bbox=paper
+            )
+    panel.set_xticks(range(len(names)), names, fontsize=7)
+    panel.set_yticks([])
+    panel.set_xlim(-0.1, len(names) - 0.5)
+    panel.set_title(f"{len(errors)} trials, the best in bold", fontsize=9)
+    return _saved(figure, path)
+
+
+def importances(values: Mapping[str, tuple[float, float]], title: str, path: Path) -> list[Path]:
+    """Draws how much each of several things matters.
+
+    Args:
+        values: mean and standard deviation by name.
+        title: of the figure.
+        path: of the files, without suffix.
+
+    Returns:
+        The paths of the PNG and the SVG file.
+    """
+    from matplotlib.figure import Figure
+
+    names = sorted(values, key=lambda name: values[name][0])
+    figure = Figure(figsize=(6.0, 1.2 + 0.4 * len(names)), layout="constrained")
+    panel = figure.subplots()
+    panel.barh(names, [values[n][0] for n in names], xerr=[values[n][1] for n in names], color="0.5")
+    panel.set_xlabel("permutation importance, points of validation error", fontsize=8)
+    panel.tick_params(labelsize=7)
+    panel.set_title(title, fontsize=9)
+    return _saved(figure, path)
+
+
+def frontier(
+    costs: Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]],
+    fronts: Mapping[str, Sequence[tuple[float, float]]],
+    limits: Mapping[str, float],
+    worst: float,
+    path: Path,
+) -> list[Path]:
+    """Draws the errors of students against what they cost, a panel for each cost.
+
+    Args:
+        costs: for each cost and each method (cost, median error, lowest, highest) of its students, errors as fractions.
+        fronts: for each cost the (cost, error) that nothing undercuts.
+        limits: the most that a cost may be, where there is such.
+        worst: the most that the error may be.
+        path: of the files, without suffix.
+
+    Returns:
+        The paths of the PNG and the SVG file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(PANEL_INCHES * 1.2 * len(costs), PANEL_INCHES * 1.2), layout="constrained")
+    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for panel, (cost, methods) in zip(panels, costs.items(), strict=True):
+        for method, students in methods.items():
+            x, median, low, high = np.array(sorted(students)).T
+            ranges = 100 * np.array([median - low, high - median])
+            panel.errorbar(x, 100 * median, ranges, marker="o", markersize=4, capsize=2, linewidth=0.8, label=method)
+        front = np.array(sorted(fronts[cost]))
+        panel.step(front[:, 0], 100 * front[:, 1], where="post", color="0.4", linestyle="--", label="Pareto set")
+        panel.axhline(100 * worst, color="tab:red", linewidth=0.8, linestyle=":", label="constraint")
+        if cost in limits:
+            panel.axvline(limits[cost], color="tab:red", linewidth=0.8, linestyle=":")
+        panel.set_xscale("log")
+        panel.set_xlabel(cost, fontsize=8)
+        panel.tick_params(labelsize=7, which="both")
+    panels[0].set_ylabel("validation error, %", fontsize=8)
+    panels[0].legend(fontsize=7)
     return _saved(figure, path)
 
 

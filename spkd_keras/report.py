@@ -183,6 +183,23 @@ def sign_test(differences: Sequence[float]) -> float:
     return float(binomtest(sum(signs), len(signs)).pvalue) if signs else 1.0
 
 
+def compared(differences: Sequence[float], one: str, other: str) -> str:
+    """Says whether one beat another, whichever way it falls.
+
+    Args:
+        differences: of the errors, one's less the other's, for each seed.
+        one: name of the first.
+        other: name of the second.
+    """
+    median = statistics.median(differences)
+    outcome = "beat" if median < 0 else "ended level with" if median == 0 else "did not beat"
+    better = sum(difference < 0 for difference in differences)
+    return (
+        f"{one} {outcome} {other}: {100 * median:+.2f} points of error in the median, fewer errors in {better} of "
+        f"{len(differences)} seeds (sign test: p = {sign_test(differences):.2g})."
+    )
+
+
 def costs(result: ExperimentResult) -> list[str]:
     """Says what the networks cost, the teacher's and the students'."""
     sizes = {(method.parameters, method.multiply_adds): method.method for method in reversed(result.methods)}

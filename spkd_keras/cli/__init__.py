@@ -5,10 +5,12 @@ from spkd_keras.cli import (  # noqa: F401  (their commands are part of the app)
     check,
     datasets,
     exports,
+    frontiers,
     methods,
     networks,
     predictions,
     runs,
+    searches,
 )
 from spkd_keras.cli.app import app
 

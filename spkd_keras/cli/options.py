@@ -26,15 +26,21 @@ def read_experiment(file: Path, overrides: list[str] | None, methods: str | None
         ExperimentError: if the file or an option is not valid.
     """
     experiment = load_experiment(file, overrides or ())
-    return experiment.select(None if methods is None else _items(methods), None if seeds is None else _integers(seeds))
+    return experiment.select(None if methods is None else items(methods), None if seeds is None else integers(seeds))
 
 
-def _items(text: str) -> list[str]:
+def items(text: str) -> list[str]:
+    """Returns what commas separate."""
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def _integers(text: str) -> list[int]:
+def integers(text: str) -> list[int]:
+    """Returns the integers that commas separate.
+
+    Raises:
+        ExperimentError: if something else is among them.
+    """
     try:
-        return [int(item) for item in _items(text)]
+        return [int(item) for item in items(text)]
     except ValueError:
         raise ExperimentError(f"--seeds takes integers, for example 0,1,2. Received: {text}.") from None

@@ -56,6 +56,8 @@ class ProgressObserver(Observer):
 
     def started(self, run: str, epochs: int) -> None:
         """Shows a bar for the run."""
+        if run in self.current:  # the process that was at it is gone
+            self.bars.remove_task(self.current[run])
         self.current[run] = self.bars.add_task(run, total=epochs, note="preparing")
 
     def noticed(self, text: str) -> None:
@@ -83,6 +85,11 @@ class ProgressObserver(Observer):
             f"{run}: test error {summary['test_error']:.2%}, "
             f"{summary['epochs']} epochs in {summary['wall_seconds']:.0f} s"
         )
+
+    def tried(self, run: str, results: dict[str, float]) -> None:
+        """Prints a line for the trial in the place of its bar."""
+        self._end(run)
+        notice(f"{run}: validation error {results['validation_error']:.2%}, {results['epochs']} epochs")
 
     def failed(self, run: str, reason: str) -> None:
         """Prints why, in the place of the run's bar."""

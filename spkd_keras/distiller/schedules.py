@@ -48,11 +48,12 @@ class TermWeightSchedule(keras.callbacks.Callback):
 
     Args:
         schedules: by the names of terms.
+        epochs: of the whole training, where a `fit` is a part of it; None for those of `fit`.
     """
 
-    def __init__(self, schedules: Mapping[str, WeightSchedule]) -> None:
+    def __init__(self, schedules: Mapping[str, WeightSchedule], epochs: int | None = None) -> None:
         super().__init__()
-        self.schedules = dict(schedules)
+        self.schedules, self.epochs = dict(schedules), epochs
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Checks the names.
@@ -69,5 +70,6 @@ class TermWeightSchedule(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Sets the weights."""
         del logs
+        epochs = self.epochs or self.params["epochs"]
         for name, schedule in self.schedules.items():
-            self.model.term_weights[name].assign(self.weights[name] * schedule.factor(epoch, self.params["epochs"]))
+            self.model.term_weights[name].assign(self.weights[name] * schedule.factor(epoch, epochs))

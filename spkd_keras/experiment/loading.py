@@ -9,6 +9,7 @@ import yaml
 from spkd_keras.experiment.presets import expand_methods
 from spkd_keras.experiment.problems import ExperimentError, shown, validated
 from spkd_keras.experiment.schema import Experiment
+from spkd_keras.experiment.space import is_space, spaces
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -32,6 +33,21 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         ExperimentError: if the file is missing or no YAML, or a key or value is not valid.
     """
+    plain = read_plain(path, overrides)
+    varying = next((".".join(map(str, place)) for place, _ in spaces(plain)), None)
+    if varying is not None:
+        raise ExperimentError(
+            f"{path}: `{varying}` varies. `spkd tune` searches it; give it one value here: --set {varying}=VALUE."
+        )
+    return check_plain(plain, str(path))
+
+
+def read_plain(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Reads an experiment's file, with its overrides and its methods in full, as plain data that is not checked yet.
+
+    Raises:
+        ExperimentError: if the file is missing or no YAML.
+    """
     path = Path(path)
     try:
         plain = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
@@ -46,15 +62,29 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     if not isinstance(plain, dict):
         raise ExperimentError(f"{path} must be a mapping with data, teacher, student, ... Received: {shown(plain)}.")
     plain = {"name": path.stem, **plain}
-    expand_methods(plain)  # so that an override finds `terms`
+    _expand(plain)  # so that an override finds `terms`
     for text in overrides:
         override(plain, text)
-    expand_methods(plain)  # an override may have set a list
-    experiment = validated(Experiment, plain, str(path))
+    _expand(plain)  # an override may have set a list
+    return plain
+
+
+def _expand(plain: dict[str, Any]) -> None:
+    if not is_space(plain.get("methods")):
+        expand_methods(plain)
+
+
+def check_plain(plain: dict[str, Any], source: str) -> Experiment:
+    """Returns the experiment of plain data.
+
+    Raises:
+        ExperimentError: if a key or value is not valid.
+    """
+    experiment: Experiment = validated(Experiment, plain, source)
     try:
         experiment.teacher_training()  # the teacher's schedule is checked with it
     except ExperimentError as error:
-        raise ExperimentError(f"{path}: {error}") from None
+        raise ExperimentError(f"{source}: {error}") from None
     return experiment
 
 

@@ -12,7 +12,7 @@ import keras
 
 from spkd_keras import data, models, optimizers
 from spkd_keras.distiller import Distiller, StandIn, Term, TermWeightSchedule, WeightSchedule
-from spkd_keras.experiment import Data, Experiment, ExperimentError, Method, Network, unknown
+from spkd_keras.experiment import Data, Experiment, ExperimentError, Network, unknown
 from spkd_keras.losses import LOSSES
 
 APPLICATIONS = "keras_applications."  # before the name of one of Keras' own networks
@@ -175,10 +175,15 @@ def build_distiller(
     return distiller
 
 
-def weight_schedules(distiller: Distiller, method: Method) -> TermWeightSchedule:
-    """Returns the callback that changes the weights of the terms as a method says."""
-    pairs = zip(distiller.terms, method.terms, strict=True)
-    return TermWeightSchedule({str(term.name): WeightSchedule(**spec.schedule.model_dump()) for term, spec in pairs})
+def schedules(distiller: Distiller, experiment: Experiment, name: str, clock: data.EpochClock) -> list[Any]:
+    """Returns the callbacks that make each epoch what the experiment says: its data, learning rate and weights."""
+    pairs = zip(distiller.terms, experiment.methods[name].terms, strict=True)
+    weights = {str(term.name): WeightSchedule(**spec.schedule.model_dump()) for term, spec in pairs}
+    return [
+        clock,
+        keras.callbacks.LearningRateScheduler(experiment.schedule.learning_rate_at),
+        TermWeightSchedule(weights, experiment.schedule.epochs),
+    ]
 
 
 def check(experiment: Experiment, splits: data.Splits) -> None:

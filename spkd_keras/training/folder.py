@@ -26,13 +26,14 @@ class RunFolder:
     Args:
         root: folder of the experiment's runs.
         experiment: with the one method and the one seed of this run.
+        path: another folder than `<method>-seed<k>`.
     """
 
-    def __init__(self, root: Path, experiment: Experiment) -> None:
+    def __init__(self, root: Path, experiment: Experiment, path: Path | None = None) -> None:
         self.experiment = experiment
         (self.method,) = experiment.methods
         (self.seed,) = experiment.seeds
-        self.path = root / f"{self.method}-seed{self.seed}"
+        self.path = path or root / f"{self.method}-seed{self.seed}"
         self.backup = self.path / "backup"
         self.best = self.path / "best.keras"
         self.history = self.path / "history.csv"
@@ -81,20 +82,8 @@ class RunFolder:
         Raises:
             ExperimentError: if another process is at this run.
         """
-        check_writable(self.path)
-        try:
-            # TimeoutError is an OSError, which the body may raise too: it is told apart by where it arises.
-            lock = filelock.FileLock(self.path / ".lock")
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise ExperimentError(
-                f"{self.path} is being run by another process. Wait for it, or stop it and give the same command again."
-            ) from None
-        try:
+        with locked(self.path):
             yield
-        finally:
-            (self.path / ".lock").unlink(missing_ok=True)
-            lock.release()
 
     def check_free(self) -> None:
         """Checks that no other process is at this run.
@@ -114,6 +103,29 @@ class RunFolder:
         """
         check_writable(self.backup)
         write_text(self.path / "experiment.yaml", self.experiment.to_yaml())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder, which is made if need be; the lock dies with this process.
+
+    Raises:
+        ExperimentError: if another process is at it.
+    """
+    check_writable(folder)
+    try:
+        # TimeoutError is an OSError, which the body may raise too: it is told apart by where it arises.
+        lock = filelock.FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ExperimentError(
+            f"{folder} is being run by another process. Wait for it, or stop it and give the same command again."
+        ) from None
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
 
 
 def check_writable(folder: Path) -> None:

@@ -29,7 +29,7 @@ class _Active(NamedTuple):
     errors: IO[str]
 
 
-class _Sender(Observer):
+class Sender(Observer):
     """Passes on all that it is told."""
 
     def __init__(self, connection: Connection) -> None:
@@ -74,7 +74,7 @@ def run_in_processes(
                     receiver, sender = context.Pipe(duplex=False)
                     process = context.Process(target=_do, args=(folder, job, sender))
                     errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - open while the run is
-                    with _standard_error_to(errors):  # the child starts with it
+                    with standard_error_to(errors):  # the child starts with it
                         process.start()
                     sender.close()
                     active[receiver] = _Active(folder.path.name, process, errors)
@@ -104,7 +104,7 @@ def _listen(
         if process.exitcode and name not in reasons and not told:
             errors.seek(0)
             said = errors.read().strip().splitlines()
-            reasons[name] = _ending(process.exitcode) + (f" It said: {said[-1]}" if said else "")
+            reasons[name] = ending(process.exitcode) + (f" It said: {said[-1]}" if said else "")
             observer.failed(name, reasons[name])
         errors.close()
         return
@@ -114,7 +114,8 @@ def _listen(
 
 
 @contextmanager
-def _standard_error_to(file: IO[str]) -> Iterator[None]:
+def standard_error_to(file: IO[str]) -> Iterator[None]:
+    """Lets what is written to file descriptor 2 go to a file, also by a process that is started within."""
     sys.stderr.flush()
     kept = os.dup(2)
     os.dup2(file.fileno(), 2)
@@ -125,7 +126,8 @@ def _standard_error_to(file: IO[str]) -> Iterator[None]:
         os.close(kept)
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
+    """Says how a process ended, from its exit code."""
     if code < 0:
         hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
         return f"its process was ended by {signal.Signals(-code).name}{hint}. The same command continues."
@@ -135,9 +137,9 @@ def _ending(code: int) -> str:
 def _do(folder: RunFolder, job: Job, connection: Connection) -> None:
     """Does one run, in its own process."""
     os.setsid()  # a Ctrl-C is for the parent, which passes it on once
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    threading.Thread(target=stop_with_parent, daemon=True).start()
     # Whoever ends this process may tell the parent too, which passes it on.
-    sender, interruption = _Sender(connection), Interruption(patient=True)
+    sender, interruption = Sender(connection), Interruption(patient=True)
     try:
         with interruption.listening():
             job(folder, sender, interruption)
@@ -148,7 +150,7 @@ def _do(folder: RunFolder, job: Job, connection: Connection) -> None:
         connection.close()
 
 
-def _stop_with_parent() -> None:
+def stop_with_parent() -> None:
     """Writes the state and ends when the parent is gone, even if it was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from spkd_keras import data, models
 from spkd_keras.cache import TeacherCache
-from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
+from spkd_keras.experiment import TEACHER, Experiment, ExperimentError, Teacher
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
@@ -167,6 +167,38 @@ def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Ob
         if found is None:
             raise ExperimentError("There is nothing to cache: it takes `teacher.cache` and a method with terms.")
         return found
+
+
+def prepared_teacher(
+    experiment: Experiment, out: str | Path, splits: data.Splits, observer: Observer, interruption: Interruption
+) -> keras.Model | None:
+    """Returns the teacher; one that has to be trained is trained first, as `run_experiment` does.
+
+    Raises:
+        ExperimentError: if its folder holds another experiment's, or its file cannot be loaded.
+    """
+    training = experiment.teacher_training()
+    folder = None if training is None else RunFolder(Path(out) / experiment.name, training)
+    if folder is not None:
+        folder.check_owner()
+        if not folder.finished:
+            train(folder, splits, observer, interruption)
+    return load_teacher(experiment, folder, splits)
+
+
+def with_trained_teacher(experiment: Experiment, root: Path) -> Experiment:
+    """Returns an experiment whose teacher is the file that another one's run of the teacher left.
+
+    Args:
+        experiment: whose teacher is to be trained; else it is returned as it is.
+        root: folder of the other one's runs.
+    """
+    training, teacher = experiment.teacher_training(), experiment.teacher
+    if training is None or teacher is None:
+        return experiment
+    file = RunFolder(root, training).student
+    update = {"teacher": Teacher(path=str(file), dtype=teacher.dtype, cache=teacher.cache)}
+    return experiment.model_copy(update=update)
 
 
 def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | None:

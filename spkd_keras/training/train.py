@@ -67,7 +67,7 @@ def train(
             distiller = build.build_distiller(source, student, experiment, folder.method)
         if devices.replicas > 1:
             surroundings["gathered_bytes_a_step"] = gathered_bytes(distiller, experiment.data.batch_size)
-        training = _Training(folder, splits, distiller, observer, interruption, cache, devices)
+        training = Training(folder, splits, distiller, observer, interruption, cache, devices)
         with interruption.deferred(), devices.together():
             training.run()
         save_network(folder.student, student)
@@ -102,8 +102,19 @@ def _record(folder: RunFolder, surroundings: dict[str, Any], observer: Observer)
     write_json(folder.environment, surroundings)
 
 
-class _Training:
-    """The epochs of a run: whole ones, and the rest of one that was interrupted."""
+class Training:
+    """The epochs of a run: whole ones, and the rest of one that was interrupted.
+
+    Args:
+        folder: where its state is.
+        splits: the data.
+        distiller: compiled.
+        observer: is told how it goes.
+        interruption: is looked at before each batch.
+        cache: of the teacher; None to run it.
+        devices: that share the training; None for one.
+        epochs: where to stop; None for all of the schedule.
+    """
 
     def __init__(
         self,
@@ -113,9 +124,11 @@ class _Training:
         observer: Observer,
         interruption: Interruption,
         cache: TeacherCache | None,
-        devices: Devices,
+        devices: Devices | None = None,
+        epochs: int | None = None,
     ) -> None:
-        self.cache, self.devices = cache, devices
+        self.cache, self.devices = cache, devices or Devices()
+        self.epochs = epochs or folder.experiment.schedule.epochs
         self.folder, self.splits, self.distiller, self.observer = folder, splits, distiller, observer
         self.experiment: Experiment = folder.experiment
         self.augmentation = build.augmentation(self.experiment.data)
@@ -129,15 +142,13 @@ class _Training:
             interruption,
             self.recorder.progress,
             observer.noticed,
-            devices,
+            self.devices,
         )
         self.validation = splits.validation and data.evaluation_batches(
             splits.validation, EVALUATION_BATCH, one_hot=self.augmentation.mixes_labels
         )
         self.callbacks = [
-            self.clock,
-            keras.callbacks.LearningRateScheduler(self.experiment.schedule.learning_rate_at),
-            build.weight_schedules(distiller, self.experiment.methods[folder.method]),
+            *build.schedules(distiller, self.experiment, folder.method, self.clock),
             self.recorder,
             self.checkpointer,
             Reporter(observer, folder.path.name, self.steps),
@@ -184,7 +195,7 @@ class _Training:
         try:
             self.distiller.fit(
                 self._batches(position.batch),
-                epochs=self.experiment.schedule.epochs,
+                epochs=self.epochs,
                 initial_epoch=position.epoch,
                 verbose=0,
                 shuffle=False,  # the data shuffle themselves
@@ -197,9 +208,7 @@ class _Training:
 
     def _finish_epoch(self, epoch: int) -> None:
         """Does what is left of an epoch that was interrupted behind its last batch."""
-        callbacks = keras.callbacks.CallbackList(
-            self.callbacks, model=self.distiller, epochs=self.experiment.schedule.epochs
-        )
+        callbacks = keras.callbacks.CallbackList(self.callbacks, model=self.distiller, epochs=self.epochs)
         callbacks.on_train_begin()
         callbacks.on_epoch_begin(epoch)
         results = self.checkpointer.restored_metrics(self.distiller)

@@ -1,0 +1,217 @@
+"""Training, exporting and measuring many students of one teacher under one budget."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from spkd_keras import data
+from spkd_keras.experiment import BASELINE, TEACHER, Experiment, ExperimentError, StudentSpec
+from spkd_keras.export import Exporter, load_runner
+from spkd_keras.export.latency import measure
+from spkd_keras.export.run import FinishedRun, resize_of, some
+from spkd_keras.export.student import SUFFIXES
+from spkd_keras.frontier.decision import Candidate
+from spkd_keras.observer import Observer, Renamed
+from spkd_keras.training import build
+from spkd_keras.training.folder import RunFolder, locked, write_json
+from spkd_keras.training.interruption import Interruption
+from spkd_keras.training.results import error_of
+from spkd_keras.training.run import RunsFailedError, prepared_teacher, run_experiment, with_trained_teacher
+
+COMPARED_IMAGES = 1000
+LATENCY_IMAGES = 32
+MEASURED = "frontier.json"  # beside an export
+
+
+class Students(NamedTuple):
+    """What all students came to.
+
+    Attributes:
+        folder: with a folder of runs for each student.
+        teacher_error: on the held-out images, a fraction.
+        candidates: each student with each method, of the seeds that did not fail.
+        failures: why runs or exports failed, by their names.
+    """
+
+    folder: Path
+    teacher_error: float
+    candidates: list[Candidate]
+    failures: dict[str, str]
+
+
+def train_students(
+    experiment: Experiment,
+    students: Sequence[StudentSpec],
+    out: str | Path = "runs",
+    observer: Observer | None = None,
+    *,
+    format: str = "litert",  # noqa: A002  (the word of the command line, and of Keras' own `model.export`)
+    jobs: int = 1,
+    quiet: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Students:
+    """Runs each student with each method and seed, then exports and measures them one after the other.
+
+    What is finished is not repeated: the runs are those of `run_experiment`, under `<out>/<experiment.name>-frontier`,
+    with the teacher of `<out>/<experiment.name>`.
+
+    Args:
+        experiment: names the teacher.
+        students: of `load_students`.
+        out: folder of the runs.
+        observer: is told how it goes.
+        format: of the exports.
+        jobs: how many runs to do side by side.
+        quiet: is put around each conversion, in which libraries print what is for their developers.
+
+    Raises:
+        ExperimentError: if it cannot be run as it is, before any training.
+        Interrupted: a KeyboardInterrupt, if a signal came; the same call goes on.
+        StorageError: if a file cannot be written.
+    """
+    observer, interruption = observer or Observer(), Interruption()
+    root = Path(out) / experiment.name
+    folder = Path(out) / f"{experiment.name}-frontier"
+    with interruption.listening(), locked(folder):
+        splits = build.load_data(experiment.data)
+        for student in students:
+            with build.telling(student.name):
+                build.check(student.experiment, splits)
+        _plan(experiment, students, root, folder, observer)
+        tf.config.experimental.enable_op_determinism()
+        teacher = prepared_teacher(experiment, out, splits, observer, interruption)
+        teacher_error = error_of(_known(teacher), _known(splits.validation))
+        failures: dict[str, str] = {}
+        for student in students:
+            failures |= _run(student, root, folder, observer, jobs)
+        measure_one = partial(_measured, splits=splits, format=format, quiet=quiet)
+        measured = _measure_all(students, folder, measure_one, observer, interruption, failures)
+    candidates = [
+        _candidate(student, method, measured) for student in students for method in student.experiment.methods
+    ]
+    return Students(folder, teacher_error, [c for c in candidates if c is not None], failures)
+
+
+def _known(value: Any) -> Any:
+    """The teacher and the held-out images, which `load_students` has made sure of, as far as a file can tell."""
+    if value is None:
+        raise ExperimentError("A frontier needs a teacher and held-out images.")
+    return value
+
+
+def _plan(
+    experiment: Experiment, students: Sequence[StudentSpec], root: Path, folder: Path, observer: Observer
+) -> None:
+    """Tells of all runs, and which of them are finished."""
+    training = experiment.teacher_training()
+    runs = {} if training is None else {f"{TEACHER}-seed0": RunFolder(root, training)}
+    for student in students:
+        for method in student.experiment.methods:
+            for seed in student.experiment.seeds:
+                run = RunFolder(folder / student.name, student.experiment.single(method, seed))
+                runs[f"{student.name} {run.path.name}"] = run
+    observer.planned(list(runs), [name for name, run in runs.items() if run.finished])
+
+
+def _run(student: StudentSpec, root: Path, folder: Path, observer: Observer, jobs: int) -> dict[str, str]:
+    """Does the runs of one student; returns why those that failed did."""
+    experiment = with_trained_teacher(student.experiment, root)
+    named = Renamed(observer, lambda run: f"{student.name} {run}", held_out=True)
+    try:
+        run_experiment(experiment, folder, named, jobs=jobs)
+    except RunsFailedError as error:
+        return {f"{student.name} {run}": reason for run, reason in error.reasons.items()}
+    return {}
+
+
+Measured = dict[tuple[str, str, int], tuple[dict[str, Any], dict[str, Any]]]
+
+
+def _measure_all(
+    students: Sequence[StudentSpec],
+    folder: Path,
+    measure_one: Callable[[FinishedRun], dict[str, Any]],
+    observer: Observer,
+    interruption: Interruption,
+    failures: dict[str, str],
+) -> Measured:
+    """Exports and measures all finished runs; returns each one's summary and measures, by student, method and seed."""
+    found: Measured = {}
+    for student in students:
+        for method in student.experiment.methods:
+            for seed in student.experiment.seeds:
+                run = folder / student.name / f"{method}-seed{seed}"
+                name = f"{student.name} {run.name}"
+                if name in failures:
+                    continue
+                observer.checking(f"the export of {name}")
+                interruption.stop()
+                try:
+                    finished = FinishedRun(run)
+                    found[student.name, method, seed] = finished.summary, measure_one(finished)
+                except ExperimentError:  # what the next export would meet too
+                    raise
+                except (RuntimeError, ValueError) as error:  # an export that is not the student, or cannot be
+                    failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                    observer.noticed(f"{name}: {failures[name]}")
+    observer.checked([], None)
+    return found
+
+
+def _measured(
+    run: FinishedRun,
+    splits: data.Splits,
+    format: str,  # noqa: A002
+    quiet: Callable[[], AbstractContextManager[Any]],
+) -> dict[str, Any]:
+    """Exports a student and measures what it takes; what was measured of this very student before stands."""
+    folder = run.folder / "export"
+    digest = hashlib.sha256((run.folder / "student.keras").read_bytes()).hexdigest()
+    path, record = folder / f"student{SUFFIXES[format]}", folder / f"{format}-{MEASURED}"
+    if format == "saved_model":
+        path = folder / "saved_model"
+    if record.is_file() and path.exists():
+        before: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        if before["student"] == digest:
+            return before
+    student: keras.Model = run.student()
+    pixels, labels = some(_known(splits.validation), COMPARED_IMAGES)
+    with quiet():
+        exporter = Exporter(student, splits.train.class_names, resize=resize_of(splits.train))
+        reference = exporter.reference(pixels, labels, "held-out images")
+        export = exporter.write(path, format, reference)
+        latency = measure(load_runner(path), pixels[:LATENCY_IMAGES])
+    found = {"student": digest, "file": path.name, **export.sizes, "latency": latency}
+    write_json(record, found)
+    return found
+
+
+def _candidate(student: StudentSpec, method: str, measured: Measured) -> Candidate | None:
+    """Puts the seeds of a student and a method together; None if all failed."""
+    own = {seed: found for (name, one, seed), found in measured.items() if (name, one) == (student.name, method)}
+    if not own:
+        return None
+    baselines = {
+        seed: summary["validation_error"]
+        for (name, one, seed), (summary, _) in measured.items()
+        if (name, one) == (student.name, BASELINE) and method != BASELINE
+    }
+    errors = {seed: summary["validation_error"] for seed, (summary, _) in own.items()}
+    summary = next(iter(own.values()))[0]
+    return Candidate(
+        student.name,
+        method,
+        seeds=list(own),
+        errors=list(errors.values()),
+        differences=[error - baselines[seed] for seed, error in errors.items() if seed in baselines],
+        parameters=summary["parameters"],
+        multiply_adds=summary["multiply_adds"],
+        bytes=[found["bytes"] for _, found in own.values()],
+        latencies=[found["latency"]["batches"]["1"]["median_ms"] for _, found in own.values()],
+    )

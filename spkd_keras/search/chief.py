@@ -1,0 +1,208 @@
+"""The chief of a search: gives trials to workers by KerasTuner's protocol, and looks after them."""
+
+import multiprocessing
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from spkd_keras.experiment import ExperimentError
+from spkd_keras.observer import Observer
+from spkd_keras.search.distributed import ADDRESS, LOOPBACK, PORT, Signs, variables, without_prints
+from spkd_keras.search.oracles import ENDED
+from spkd_keras.search.tuner import DistillationTuner, finished, read_outcome, trial_name
+from spkd_keras.training.interruption import Interrupted, Interruption
+from spkd_keras.training.parallel import Sender, ending, standard_error_to, stop_with_parent
+
+LOOK = 0.5  # seconds between two looks at the workers
+PATIENCE = 60.0  # seconds without a sign of life
+MOST_DEATHS = 5  # of a worker, without a trial that ended in between; a trial fails before it gets so far
+
+Job = Callable[[Observer, Interruption], None]
+
+
+class SearchFailedError(RuntimeError):
+    """No trial of a search succeeded, or its workers do not live. The message is one clear line."""
+
+
+class _Worker(NamedTuple):
+    """A worker at work: its process, what it tells, and what it writes to standard error."""
+
+    tuner_id: str
+    process: Any
+    connection: Connection
+    errors: IO[str]
+
+
+class Chief:
+    """Leads the workers of a search.
+
+    KerasTuner's chief answers them. This one says which worker is waited for, and starts those of its own machine, anew
+    where one dies: with the same id KerasTuner 1.4.8 gives it the trial that it was at.
+
+    Args:
+        tuner: made with KerasTuner's variables of a chief.
+        folder: of the search.
+        observer: is told how it goes.
+        interruption: of this process; a signal is passed on, and the workers write their states.
+    """
+
+    def __init__(self, tuner: DistillationTuner, folder: Path, observer: Observer, interruption: Interruption) -> None:
+        self.tuner, self.observer, self.interruption = tuner, observer, interruption
+        self.signs = Signs(folder, PATIENCE)
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: dict[str, _Worker] = {}
+        self._deaths: dict[str, int] = {}
+        self._ended = 0
+        self._lost: set[str] = set()
+        self._told = {trial_id for trial_id, trial in tuner.oracle.trials.items() if trial.status in ENDED}
+        self._failure: BaseException | None = None
+
+    def lead(self, workers: int, job: Job) -> None:
+        """Serves until the search is done.
+
+        Args:
+            workers: how many to start on this machine; 0 if they are started elsewhere.
+            job: what each does; importable by its name.
+
+        Raises:
+            Interrupted: if a signal came.
+            SearchFailedError: if the port cannot be listened on, or a worker dies again and again.
+        """
+        server = threading.Thread(target=self._serve, daemon=True)
+        server.start()
+        if not workers:
+            self.observer.noticed(f"Giving trials to workers that ask on {os.environ[ADDRESS]}:{os.environ[PORT]}.")
+        try:
+            with self.interruption.deferred(), without_prints():
+                for index in range(workers):
+                    self._start(f"worker{index}", job)
+                while server.is_alive() and (self._workers or not workers):
+                    self._look(job)
+                    if self.interruption.received is not None:
+                        break
+                if not workers:
+                    self._tell_ended()
+        finally:
+            self._stop()
+        if self._failure is not None:
+            raise SearchFailedError(
+                f"The chief cannot serve on {os.environ[ADDRESS]}:{os.environ[PORT]}: {self._failure}. "
+                "The same command continues."
+            ) from self._failure
+
+    def _serve(self) -> None:
+        try:
+            self.tuner.search(verbose=0)
+        except Exception as error:
+            self._failure = error
+
+    def _look(self, job: Job) -> None:
+        """Takes what the workers tell, starts anew those that died, and names those that are silent."""
+        connections = {worker.connection: worker for worker in self._workers.values()}
+        if connections:
+            for connection in wait(list(connections), timeout=LOOK):
+                self._listen(connections[connection], job)  # type: ignore[index]
+        else:
+            threading.Event().wait(LOOK)
+            self._tell_ended()
+        for tuner_id, trial in list(self.tuner.oracle.ongoing_trials.items()):
+            self._tell_if_lost(tuner_id, trial_name(trial.trial_id))
+
+    def _tell_ended(self) -> None:
+        """Tells of the trials that workers elsewhere have ended since the last time; those here tell themselves."""
+        for trial_id, trial in list(self.tuner.oracle.trials.items()):
+            if trial.status in ENDED and trial_id not in self._told:
+                self._told.add(trial_id)
+                outcome = read_outcome(Path(self.tuner.get_trial_dir(trial_id)))
+                if "validation_error" in outcome:
+                    self.observer.tried(trial_name(trial_id), outcome)
+                else:
+                    self.observer.failed(trial_name(trial_id), outcome.get("failed", "no reason is known"))
+
+    def _tell_if_lost(self, tuner_id: str, trial: str) -> None:
+        lost = self.signs.lost(tuner_id)
+        if lost and tuner_id not in self._lost:
+            self._lost.add(tuner_id)
+            self.observer.noticed(
+                f"Waiting for {tuner_id}, which is at {trial} and has given no sign of life for {PATIENCE:.0f} s. "
+                f"Start it again with KERASTUNER_TUNER_ID={tuner_id}: its trial goes on."
+            )
+        elif not lost and tuner_id in self._lost:
+            self._lost.discard(tuner_id)
+            self.observer.noticed(f"{tuner_id} is back.")
+
+    def _listen(self, worker: _Worker, job: Job) -> None:
+        """Takes one message of a worker, or its end."""
+        try:
+            event, details = worker.connection.recv()
+        except (EOFError, OSError):  # at its end, or in the middle of a message
+            self._bury(worker, job)
+            return
+        if event != "planned":  # the chief planned all
+            getattr(self.observer, event)(*details)
+
+    def _bury(self, worker: _Worker, job: Job) -> None:
+        worker.process.join()
+        worker.errors.seek(0)
+        said = worker.errors.read().strip().splitlines()
+        worker.errors.close()
+        del self._workers[worker.tuner_id]
+        if not worker.process.exitcode or self.interruption.received is not None:
+            return
+        ended = len(finished(self.tuner.oracle))
+        if ended > self._ended:
+            self._deaths.clear()
+        self._ended = ended
+        deaths = self._deaths[worker.tuner_id] = self._deaths.get(worker.tuner_id, 0) + 1
+        why = ending(worker.process.exitcode).removesuffix(" The same command continues.")
+        # What one that was killed said last is a notice of TensorFlow's.
+        why += f" It said: {said[-1]}" if said and worker.process.exitcode > 0 else ""
+        if deaths >= MOST_DEATHS:
+            raise SearchFailedError(
+                f"{worker.tuner_id} died {deaths} times, and no trial ended meanwhile: {why} "
+                "The same command continues."
+            )
+        self.observer.noticed(f"{worker.tuner_id} is started again, and goes on with its trial: {why}")
+        self._start(worker.tuner_id, job)
+
+    def _start(self, tuner_id: str, job: Job) -> None:
+        receiver, sender = self._context.Pipe(duplex=False)
+        arguments = (job, sender, tuner_id, int(os.environ[PORT]))
+        process = self._context.Process(target=_work, args=arguments)
+        errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - open while the worker is
+        with standard_error_to(errors):  # the child starts with it
+            process.start()
+        sender.close()
+        self._workers[tuner_id] = _Worker(tuner_id, process, receiver, errors)
+
+    def _stop(self) -> None:
+        """Ends the workers that are left, each after it has written its state."""
+        for worker in self._workers.values():
+            worker.process.terminate()
+        for worker in self._workers.values():
+            # What it tells has to be taken, or it waits for ever.
+            with suppress(EOFError, OSError):
+                while True:
+                    worker.connection.recv()
+            worker.process.join()
+            worker.errors.close()
+        self._workers.clear()
+
+
+def _work(job: Job, connection: Connection, tuner_id: str, port: int) -> None:
+    """Does a worker's job, in its own process."""
+    os.setsid()  # a Ctrl-C is for the chief, which passes it on once
+    threading.Thread(target=stop_with_parent, daemon=True).start()
+    sender, interruption = Sender(connection), Interruption(patient=True)
+    try:
+        with variables(tuner_id, LOOPBACK, port), interruption.listening():
+            job(sender, interruption)
+    except Interrupted as error:
+        os._exit(error.exit_code)
+    except ExperimentError as error:
+        raise SystemExit(str(error)) from None

@@ -1,0 +1,123 @@
+"""KerasTuner's oracles, which choose the points, made to begin with the given point and to survive a kill anywhere."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import keras_tuner
+import numpy as np
+from keras_tuner import oracles
+from keras_tuner.engine.trial import Trial
+
+from spkd_keras.training.folder import write_text
+
+ENDED = ("COMPLETED", "FAILED")
+UNLIMITED = 10**9
+
+
+class _Durable(keras_tuner.Oracle):
+    """What all of them have in common.
+
+    KerasTuner 1.4.8 writes its files in place, so that a kill can leave half of one, and a trial's file before its own:
+    a trial that is finished is then repeated, or one that was about to begin counts and never runs. It begins with a
+    random point, and gives up after three failed trials in a row.
+    """
+
+    _retry_queue: list[str]
+    keeps_workers = False  # set for a chief whose workers live on when it ends, and come back with their ids
+
+    def save(self) -> None:
+        """Writes the state whole or not at all."""
+        write_text(Path(self._get_oracle_fname()), json.dumps(self.get_state()))
+
+    def _save_trial(self, trial: Trial) -> None:
+        write_text(Path(self._get_trial_dir(trial.trial_id)) / "trial.json", json.dumps(trial.get_state()))
+
+    def reload(self) -> None:
+        """Reads the state, and puts right what a kill between two files left."""
+        super().reload()
+        for trial_id in set(self.trials) - set(self.start_order):
+            del self.trials[trial_id]  # it was about to begin, and will
+        finished = [trial_id for trial_id in self.start_order if self.trials[trial_id].status in ENDED]
+        if self.keeps_workers:
+            ongoing = json.loads(Path(self._get_oracle_fname()).read_text(encoding="utf-8"))["ongoing_trials"]
+            self.ongoing_trials = {worker: self.trials[one] for worker, one in ongoing.items() if one not in finished}
+        kept = [*finished, *(trial.trial_id for trial in self.ongoing_trials.values())]
+        self._retry_queue = [trial_id for trial_id in self._retry_queue if trial_id not in kept]
+        for trial_id in finished:
+            if trial_id not in self.end_order:
+                self.end_order.append(trial_id)
+
+    def _random_values(self) -> dict[str, Any] | None:
+        if self.start_order:
+            values: dict[str, Any] | None = super()._random_values()
+            return values
+        defaults = self.get_space()
+        return {hp.name: hp.default for hp in defaults.space if defaults.is_active(hp)}
+
+
+class RandomOracle(_Durable, oracles.RandomSearchOracle):
+    """Random points."""
+
+
+class HyperbandOracle(_Durable, oracles.HyperbandOracle):
+    """Many random points for a few epochs, and the better ones of them for more."""
+
+
+class BayesianOracle(_Durable, oracles.BayesianOptimizationOracle):
+    """Points where a Gaussian process expects the most, after some random ones."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Chooses a point. KerasTuner 1.4.8 forgets the random state: the number of the trial gives it here."""
+        self._random_state = np.random.RandomState(self.seed + len(self.trials))
+        response: dict[str, Any] = super().populate_space(trial_id)
+        return response
+
+
+class GridOracle(_Durable, oracles.GridSearchOracle):
+    """All points, from the first on. Of a range of floats without a step it takes ten values and the first."""
+
+    def reload(self) -> None:
+        """Reads the state. KerasTuner 1.4.8 forgets the order of the points, and ends a search that goes on."""
+        super().reload()
+        order = functools.cmp_to_key(
+            lambda one, other: self._compare(
+                self.trials[one].hyperparameters.values, self.trials[other].hyperparameters.values
+            )
+        )
+        for trial_id in sorted(self.trials, key=order):
+            self._ordered_ids.insert(trial_id)
+            self._populate_next.append(trial_id)
+
+
+def make_oracle(
+    tuner: str,
+    objective: keras_tuner.Objective,
+    hyperparameters: keras_tuner.HyperParameters,
+    trials: int,
+    seed: int,
+    epochs: int,
+) -> keras_tuner.Oracle:
+    """Makes an oracle.
+
+    Args:
+        tuner: "random", "hyperband", "bayesian" or "grid".
+        objective: what is compared.
+        hyperparameters: the space, all of it.
+        trials: how many points at most; of Hyperband each continuation counts as one.
+        seed: of the random points.
+        epochs: of a whole training, for Hyperband.
+    """
+    common = {
+        "objective": objective,
+        "hyperparameters": hyperparameters,
+        "seed": seed + 1,  # KerasTuner takes 0 for none
+        "max_consecutive_failed_trials": UNLIMITED,
+    }
+    if tuner == "hyperband":
+        oracle = HyperbandOracle(max_epochs=epochs, hyperband_iterations=UNLIMITED, **common)
+        oracle.max_trials = trials
+        return oracle
+    kinds = {"random": RandomOracle, "bayesian": BayesianOracle, "grid": GridOracle}
+    return kinds[tuner](max_trials=trials, **common)

@@ -1,0 +1,113 @@
+"""Which students are on the front, and which is the smallest that is good enough: on numbers by hand."""
+
+import pytest
+
+from spkd_keras.experiment import ExperimentError
+from spkd_keras.frontier import COSTS, Candidate, Constraints, decide, pareto
+from spkd_keras.frontier.decision import percent_range, read_latency, read_size
+
+
+def candidate(student, method, errors, parameters, *, size=1000, latency=1.0, differences=()):
+    seeds = list(range(len(errors)))
+    return Candidate(
+        student,
+        method,
+        seeds,
+        list(errors),
+        list(differences),
+        parameters,
+        10 * parameters,
+        [size] * len(seeds),
+        [latency] * len(seeds),
+    )
+
+
+SMALL = candidate("small", "student", [0.10, 0.12], 100, size=500, latency=1.0)
+SMALL_SP = candidate("small", "sp", [0.06, 0.07], 100, size=500, latency=1.0, differences=[-0.04, -0.05])
+LARGE = candidate("large", "student", [0.05, 0.05], 400, size=2000, latency=3.0)
+LARGE_SP = candidate("large", "sp", [0.04, 0.055], 400, size=2000, latency=2.5, differences=[-0.01, 0.005])
+ALL = [SMALL, SMALL_SP, LARGE, LARGE_SP]
+TEACHER = 0.04
+
+
+def test_the_front():
+    assert pareto(ALL, "parameters") == [SMALL_SP, LARGE_SP]
+    assert pareto(ALL, "latency, ms") == [SMALL_SP, LARGE_SP]
+    equal = candidate("other", "sp", [0.06, 0.07], 100)
+    assert pareto([SMALL_SP, equal], "parameters") == [SMALL_SP, equal]  # neither undercuts the other
+    dearer = candidate("other", "sp", [0.06, 0.07], 101)
+    assert pareto([dearer, SMALL_SP], "multiply-adds") == [SMALL_SP]
+    assert [of(LARGE_SP) for of in COSTS.values()] == [400, 4000, 2000, 2.5]
+
+
+def test_the_smallest_that_is_good_enough():
+    decision = decide(ALL, TEACHER, Constraints(3.0))
+    assert (decision.met, decision.chosen) == (True, SMALL_SP)
+    first, second = decision.sentences
+    assert first == (
+        "The smallest student with a validation error of at most 7.00%, 3 points above the teacher's 4.00%: small, sp, "
+        "6.50% (6.00 to 7.00) over 2 seeds, 100 parameters, 500 bytes, 1 ms."
+    )
+    assert second == (
+        "sp beat the same-seed baseline of small: -4.50 points of error in the median, fewer errors in 2 of 2 seeds "
+        "(sign test: p = 0.5)."
+    )
+
+
+def test_the_limit_itself_is_good_enough():
+    exact = candidate("exact", "sp", [0.035], 10)
+    assert decide([exact], 0.025, Constraints(1.0)).met  # although 0.025 + 0.01 < 0.035 in binary
+    assert decide([exact], 0.025, Constraints(1.0, size=1000, latency=1.0)).met
+    assert not decide([exact], 0.025, Constraints(0.9)).met
+    assert not decide([exact], 0.025, Constraints(1.0, size=999)).met
+    assert not decide([exact], 0.025, Constraints(1.0, latency=0.999)).met
+
+
+def test_distillation_that_harmed_is_told():
+    decision = decide([LARGE, LARGE_SP], TEACHER, Constraints(1.0))
+    assert decision.chosen == LARGE_SP
+    worse = candidate("large", "sp", [0.08, 0.06], 400, differences=[0.03, 0.01])
+    decision = decide([LARGE, worse], TEACHER, Constraints(1.0))
+    assert decision.chosen == LARGE
+    assert "large, the student alone" in decision.sentences[0]
+    assert decision.sentences[1].startswith("sp did not beat the same-seed baseline of large: +2.00 points")
+
+
+def test_with_a_baseline_alone():
+    alone = candidate("small", "student", [0.04], 100)
+    first, second = decide([alone], TEACHER, Constraints(1.0)).sentences
+    assert "small, the student alone, 4.00% over 1 seed, " in first
+    assert second == "No other method was trained for small."
+
+
+def test_without_a_baseline():
+    alone = candidate("small", "sp", [0.04], 100)
+    assert "no baseline to compare with" in decide([alone], TEACHER, Constraints(1.0)).sentences[1]
+
+
+def test_none_is_good_enough():
+    decision = decide(ALL, TEACHER, Constraints(1.0, size=1000))
+    # small sp is 1.5 points over one, a share of 1.5; large sp twice as many bytes as allowed, a share of 1.
+    assert (decision.met, decision.chosen) == (False, LARGE_SP)
+    assert decision.sentences[0].startswith("None of the 4 has a validation error of at most 5.00%")
+    assert decision.sentences[0].endswith("2.5 ms: 1,000 bytes too many.")
+    decision = decide(ALL, TEACHER, Constraints(0.0, latency=2.0))
+    assert decision.chosen == LARGE_SP
+    assert "0.75 points too high" in decision.sentences[0]
+    assert "0.5 ms too long" in decision.sentences[0]
+    assert decide([], TEACHER, Constraints(1.0)).sentences == ["No student was trained and exported."]
+
+
+def test_sizes_and_times():
+    assert [read_size(text) for text in ("2MB", "1.5 kB", "1KiB", "7B")] == [2_000_000, 1500, 1024, 7]
+    assert [read_latency(text) for text in ("5ms", "0.5 s", "200us")] == [5.0, 500.0, pytest.approx(0.2)]
+    for text in ("2", "MB", "-2MB", "0MB", "2mb", "2 MB 3"):
+        with pytest.raises(ExperimentError, match=r"--size takes a number above 0 and a unit .*for example 2MB"):
+            read_size(text)
+    with pytest.raises(ExperimentError, match=r"--latency takes .*Received: 5"):
+        read_latency("5")
+
+
+def test_ranges():
+    assert percent_range([0.25, 0.5, 0.375]) == "37.50% (25.00 to 50.00)"
+    assert percent_range([0.25]) == percent_range([0.25, 0.25 + 1e-9]) == "25.00%"
