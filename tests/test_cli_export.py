@@ -169,6 +169,18 @@ def test_a_mismatch_fails_the_command_and_leaves_no_file(run, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_that_a_format_cannot_hold_is_told_in_one_line(run, tmp_path, monkeypatch):
+    def convert(*_):
+        raise RuntimeError("no kernel\n  for Fold")
+
+    monkeypatch.setattr(student, "litert_bytes", convert)
+    result = call("export", run, "--format", "litert", "--out", tmp_path, "--check", "20")
+    assert (result.exit_code, result.stdout) == (1, "")
+    said = "spkd: litert cannot hold this network: no kernel for Fold. Use another format, or other layers."
+    assert [line for line in result.stderr.splitlines() if line.startswith("spkd:")] == [said]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

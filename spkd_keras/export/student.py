@@ -1,7 +1,8 @@
 """Exporting a student: converted, compared, and only then given its name."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from spkd_keras.export.metadata import Metadata
 from spkd_keras.export.onnx_format import onnx_bytes
 from spkd_keras.export.placing import Place, digest, is_partial
 from spkd_keras.export.runners import needing_export_packages, open_runner
-from spkd_keras.export.serving import Serving
+from spkd_keras.export.serving import NotConvertible, Serving
 from spkd_keras.training.folder import storing
 
 NOISE_IMAGES = 64
@@ -111,6 +112,7 @@ def export_student(
 
     Raises:
         ValueError: if an argument is not valid, the network cannot be exported, or another process writes there.
+        NotConvertible: if the format has not what the network computes with.
         StorageError: if the file cannot be written; what was at the path before is untouched.
         ExportMismatch: if the export's logits or probabilities differ by more than 1e-4 (of logits above 25, 4e-6 of
             the largest, which is float32's own rounding), or float16 or int8 loses too much accuracy; then nothing is
@@ -254,10 +256,24 @@ def _write(serving: Serving, format: str, place: Place, calibration: np.ndarray 
         with storing(place.path):
             saved_model_format.write_saved_model(serving, place.partial)
         return
-    with needing_export_packages():
+    with needing_export_packages(), _told_in_one_line(format):
         content = (litert_bytes if format == "litert" else onnx_bytes)(serving, calibration)
     with storing(place.path):
         place.partial.write_bytes(content)
+
+
+@contextmanager
+def _told_in_one_line(format: str) -> Iterator[None]:  # noqa: A002
+    """Turns what a converter says of a network that it cannot convert, often pages, into one line."""
+    try:
+        yield
+    except (ImportError, MemoryError, NotConvertible):
+        raise
+    except Exception as error:  # each converter has errors of its own
+        reason = " ".join(str(error).split())[:300]
+        raise NotConvertible(
+            f"{format} cannot hold this network: {reason or type(error).__name__}. Use another format, or other layers."
+        ) from error
 
 
 def _sizes(path: Path) -> dict[str, int]:
