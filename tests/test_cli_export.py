@@ -1,6 +1,7 @@
 """`spkd export`: from a run's folder to files and a model card."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from networks import small_network
 from test_cli import call, words
 
 from spkd_keras import data, models
+from spkd_keras.export import card as cards
 from spkd_keras.export import export_student, latency, load_runner, student
 from spkd_keras.export.folding import inference_network
 
@@ -150,11 +152,39 @@ def test_a_format_that_fails_loses_nothing_of_the_others(run, tmp_path, monkeypa
     assert [(export["file"], export["licence"]) for export in answer["exports"]] == [("student.onnx", "BSD-3-Clause")]
 
 
+def test_a_card_never_tells_of_another_file(run, card, tmp_path, monkeypatch):
+    folder = tmp_path / "export"
+    for name in ("student.tflite", "student.onnx", "model_card.json", "model_card.md"):
+        folder.mkdir(exist_ok=True)
+        shutil.copy(run / "export" / name, folder / name)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    exported = ["export", run, "--out", folder, "--format", "litert", "--check", "20", "--licence", "MIT"]
+    for stopped in ("forget", "write_card"):
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+        with monkeypatch.context() as patch:
+            patch.setattr(cards, stopped, killed)
+            assert call(*exported).exit_code == 130
+    assert (folder / "student.tflite").read_bytes() != before["student.tflite"]
+    left = json.loads((folder / "model_card.json").read_text(encoding="utf-8"))
+    assert "student.onnx" in [export["file"] for export in left["exports"]]
+    assert "student.tflite" not in [export["file"] for export in left["exports"]]
+    assert "student.tflite" not in (folder / "model_card.md").read_text(encoding="utf-8")
+
+
 def test_a_student_without_teacher_has_a_card_too(run, tmp_path):
     result = call("export", run.with_name("student-seed0"), "--format", "litert", "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0
     answer = json.loads(result.stdout)
     assert (answer["teacher"], answer["terms"]) == (None, [])
+    cards.forget(tmp_path / "out", "student.onnx")  # of which it says nothing
+    assert answer == json.loads((tmp_path / "out" / "model_card.json").read_text(encoding="utf-8"))
+    cards.forget(tmp_path / "out", "student.tflite")
+    assert "## Exports\n\nNone" in (tmp_path / "out" / "model_card.md").read_text(encoding="utf-8")
+    assert "Licence: unspecified." in (tmp_path / "out" / "model_card.md").read_text(encoding="utf-8")
     assert "trained on the labels alone" in (tmp_path / "out" / "model_card.md").read_text(encoding="utf-8")
     assert not (run.with_name("student-seed0") / "export").exists()
 

@@ -1,7 +1,7 @@
 """Exporting a student: converted, compared, and only then given its name."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from spkd_keras.export.litert_format import litert_bytes
 from spkd_keras.export.metadata import Metadata
 from spkd_keras.export.onnx_format import onnx_bytes
 from spkd_keras.export.placing import Place, digest, is_partial
-from spkd_keras.export.runners import needing_export_packages, open_runner
+from spkd_keras.export.runners import Runner, needing_export_packages, open_runner
 from spkd_keras.export.serving import NotConvertible, Serving
 from spkd_keras.training.folder import storing
 
@@ -182,8 +182,12 @@ class Exporter:
         quantize: str | None = None,
         calibration: np.ndarray | None = None,
         largest_drop: float = LARGEST_DROP,
+        accepted: Callable[[Runner], None] | None = None,
     ) -> Export:
-        """Writes one export; arguments, result and errors as of `export_student`."""
+        """Writes one export; arguments, result and errors as of `export_student`.
+
+        `accepted` is called with what runs the export when it has passed, before it replaces what is at the path.
+        """
         self._check_arguments(path, format, quantize, calibration)
         if quantize is not None and reference.is_noise:
             raise ValueError(
@@ -194,8 +198,11 @@ class Exporter:
         place = Place(path)
         with place.held():
             _write(serving, format, place, calibration)
-            check = reference.compare(open_runner(format, place.partial))
+            runner = open_runner(format, place.partial)
+            check = reference.compare(runner)
             judge(check, quantize, largest_drop, str(path))
+            if accepted is not None:
+                accepted(runner)
             export = Export(path, format, metadata, check, _sizes(place.partial), digest(place.partial))
             place.give_name({**metadata.as_dict(), **export.as_dict()})
         return export
