@@ -1,6 +1,7 @@
 """`spkd predict` and `spkd evaluate`, for every format."""
 
 import json
+import os
 from pathlib import Path
 
 import keras
@@ -143,6 +144,31 @@ def test_what_is_missing_is_named_and_the_rest_is_done(places, digits):
     assert result.exit_code == 1
     assert [row["file"] for row in answer["predictions"]] == [str(picture) for picture in pictures]
     assert [problem["file"] for problem in answer["problems"]] == [str(digits / "gone.png"), str(digits / "empty")]
+
+
+def test_names_of_any_kind_lose_nothing_of_the_others(places, digits, monkeypatch):
+    (digits / "folder.png").mkdir()
+    undecodable = digits / os.fsdecode(b"\xff.png")
+    undecodable.write_bytes((digits / "0.png").read_bytes())
+    is_dir = Path.is_dir
+
+    def refused(path):
+        if path.name == "locked.png":
+            raise PermissionError(13, "Permission denied")
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", refused)
+    long = "x" * 300 + ".png"
+    result = call("predict", places["onnx"], long, "locked.png", f"{digits}/mor*", digits, "--top", 1)
+    assert result.exit_code == 1
+    said = "".join(result.stdout.split())
+    assert all(f"{index}.png" in said for index in range(6))
+    assert "\\xff.png" in said
+    assert [line for line in result.stderr.splitlines() if line.startswith("spkd: ")] == [
+        f"spkd: {long} cannot be read: File name too long",
+        "spkd: locked.png cannot be read: Permission denied",
+        f"spkd: {digits}/mor* fits folders alone: give one of them, or a pattern for files",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def predict(
         if resize is not None and resize not in RESIZES:
             raise ExperimentError(f"--resize takes {' or '.join(RESIZES)}. Received: {resize}.")
         with starting_tensorflow():
-            from spkd_keras.export.pictures import find_pictures
+            from spkd_keras.export.pictures import find_pictures, shown
             from spkd_keras.export.runners import load_runner
 
             files, missing = find_pictures(images)
@@ -70,7 +70,7 @@ def predict(
                 rows, unreadable = _predicted(load_runner(model), files, top, resize)
             problems = [*missing, *unreadable]
         for problem in problems:
-            notice(f"spkd: {problem['file']} {problem['problem']}")
+            notice(f"spkd: {shown(problem['file'])} {problem['problem']}")
         if as_json:
             print(json.dumps({"model": str(model), "predictions": rows, "problems": problems}, indent=2))
         elif rows:
@@ -126,12 +126,14 @@ def _top(
 
 
 def _show_predictions(rows: list[dict[str, Any]]) -> None:
+    from spkd_keras.export.pictures import shown
+
     table = Table(box=box.SIMPLE)
     table.add_column("picture", overflow="fold")
     table.add_column("classes and probabilities, %", overflow="fold")
     for row in rows:
         classes = ", ".join(f"{found['class']} {100 * found['probability']:.1f}" for found in row["top"])
-        table.add_row(escape(row["file"]), escape(classes))
+        table.add_row(escape(shown(row["file"])), escape(classes))
     answers.print(table)
 
 
