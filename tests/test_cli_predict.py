@@ -297,6 +297,29 @@ def test_a_damaged_summary_is_named(tmp_path, digits):
     assert json.loads(call("predict", network, digits, "--json").stdout)["problems"] == []
 
 
+def test_a_network_that_is_no_classifier_of_single_images(tmp_path, digits):
+    layers = keras.layers
+    image, other, vector = keras.Input((8, 8, 1)), keras.Input((8, 8, 1)), keras.Input((64,))
+    logits = layers.Dense(10)(layers.Flatten()(image))
+    maps = layers.Conv2D(2, 3)(image)
+    both = layers.Dense(10)(layers.Flatten()(layers.Add()([image, other])))
+    for name, network, shapes in (
+        ("vector", keras.Model(vector, layers.Dense(10)(vector)), "(64,) to (10,)"),
+        ("outputs", keras.Model(image, [logits, maps]), "(8, 8, 1) to (10,) and (6, 6, 2)"),
+        ("inputs", keras.Model([image, other], both), "(8, 8, 1) and (8, 8, 1) to (10,)"),
+        ("maps", keras.Model(image, maps), "(8, 8, 1) to (6, 6, 2)"),
+    ):
+        path = tmp_path / f"{name}.keras"
+        network.save(path)
+        for arguments in (["predict", path, digits], ["evaluate", path, "digits", "--out", tmp_path / "out"]):
+            result = call(*arguments)
+            assert (result.exit_code, result.stdout) == (2, "")
+            assert result.stderr == (
+                f"spkd: {path}: a classifier of images takes one image, (height, width, channels), to one vector of "
+                f"logits. Received: '{network.name}' from {shapes}.\n"
+            )
+
+
 def test_another_number_of_classes(tmp_path):
     network = models.wide_resnet(10, 0.25, image_shape=(8, 8, 1), num_classes=3)
     network.save(tmp_path / "three.keras")

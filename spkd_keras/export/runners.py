@@ -14,6 +14,7 @@ import tensorflow as tf
 from spkd_keras.distiller import taps
 from spkd_keras.experiment import ExperimentError, Network
 from spkd_keras.export import litert_format, saved_model_format
+from spkd_keras.export.classifier import image_shape_and_classes
 from spkd_keras.export.formats import INPUT_DTYPES
 from spkd_keras.export.metadata import OUTPUTS, Metadata
 from spkd_keras.export.placing import is_partial, put_back
@@ -171,9 +172,9 @@ class KerasRunner(Runner):
         super().__init__(path)
         file = path / "student.keras" if path.is_dir() else path
         self.network = construct(Network(path=str(file)), str(path))
+        self.image_shape, self.classes = image_shape_and_classes(self.network, f"{path}: a classifier of images")
         self.gives_probabilities = taps.gives_probabilities(self.network, taps.LOGITS)
-        self.image_shape = tuple(self.network.inputs[0].shape[1:])
-        self.classes, self.input_dtype = self.network.outputs[0].shape[-1], "float32"
+        self.input_dtype = "float32"
         self.threads = tf.config.threading.get_intra_op_parallelism_threads() or self.threads
         names = _class_names_beside(file)
         self.class_names = names if names and len(names) == self.classes else None

@@ -13,6 +13,7 @@ from spkd_keras import models
 from spkd_keras.distiller import taps
 from spkd_keras.export import saved_model_format
 from spkd_keras.export.check import NOISE, Check, Reference, judge
+from spkd_keras.export.classifier import image_shape_and_classes
 from spkd_keras.export.folding import inference_network
 from spkd_keras.export.formats import (
     FORMATS,
@@ -150,7 +151,7 @@ class Exporter:
         _check_choice("resize", resize, RESIZES)
         self.model = model
         self.network = inference_network(model)
-        shape, classes = _shape_and_classes(model)
+        shape, classes = _fixed_shape_and_classes(model)
         if resize == "crop" and (shape[0] != shape[1] or shape[2] != 3):
             raise ValueError(f"`resize` crop is for square colour images. Received: a network for {shape}.")
         names = tuple(map(str, range(classes) if class_names is None else class_names))
@@ -245,17 +246,16 @@ def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(valid)}. Received: {value!r}.")
 
 
-def _shape_and_classes(model: keras.Model) -> tuple[tuple[int, int, int], int]:
-    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
-    outputs = [tuple(tensor.shape[1:]) for tensor in model.outputs]
-    if len(shapes) != 1 or len(shapes[0]) != 3 or None in shapes[0] or len(outputs) != 1 or len(outputs[0]) != 1:
+def _fixed_shape_and_classes(model: keras.Model) -> tuple[tuple[int, int, int], int]:
+    (height, width, channels), classes = image_shape_and_classes(model, "An export")
+    if height is None or width is None or channels is None:
         raise ValueError(
-            "An export takes images of one fixed size, (height, width, channels), to one vector of logits. "
-            f"Received: '{model.name}' from {shapes} to {outputs}."
+            "An export takes images of one fixed size, (height, width, channels). "
+            f"Received: '{model.name}' for {(height, width, channels)}."
         )
     if taps.gives_probabilities(model, taps.LOGITS):
         raise ValueError(f"'{model.name}' ends in a softmax or sigmoid. Leave it out: an export has it beside logits.")
-    return shapes[0], outputs[0][0]
+    return (height, width, channels), classes
 
 
 def _write(serving: Serving, format: str, place: Place, calibration: np.ndarray | None) -> None:  # noqa: A002
