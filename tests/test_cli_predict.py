@@ -320,6 +320,35 @@ def test_a_network_that_is_no_classifier_of_single_images(tmp_path, digits):
             )
 
 
+def test_a_network_that_gives_no_numbers(tmp_path):
+    """The square root of a negative number, for dark pictures alone."""
+    layers = keras.layers
+    image = keras.Input((8, 8, 1))
+    bright = layers.GlobalAveragePooling2D()(image)
+    path = tmp_path / "dark.keras"
+    keras.Model(image, layers.Dense(10)(keras.ops.sqrt(layers.Rescaling(1.0, -80.0)(bright)))).save(path)
+    for value, name in ((10, "dark.png"), (200, "bright.png")):
+        (tmp_path / name).write_bytes(encoded(np.full((8, 8), value, np.uint8), "PNG"))
+    result = call("predict", path, tmp_path / "*.png", "--json")
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert [Path(row["file"]).name for row in answer["predictions"]] == ["bright.png"]
+    (problem,) = answer["problems"]
+    assert (Path(problem["file"]).name, problem["problem"]) == (
+        "dark.png",
+        "can be read, but the network gives no numbers (NaN or infinite) for it",
+    )
+    dark = int(np.sum(data.digits()[1].pixels.mean(axis=(1, 2, 3)) < 80))
+    assert 0 < dark < 899
+    for arguments in ([], ["--json"]):
+        result = call("evaluate", path, "digits", "--out", tmp_path / "out", *arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert [line for line in result.stderr.splitlines() if line.startswith("spkd:")] == [
+            f"spkd: {path} gives no numbers (NaN or infinite) for {dark} of 899 images, so there is nothing to "
+            "evaluate. Its training diverged, or its file is of too little precision."
+        ]
+
+
 def test_another_number_of_classes(tmp_path):
     network = models.wide_resnet(10, 0.25, image_shape=(8, 8, 1), num_classes=3)
     network.save(tmp_path / "three.keras")

@@ -16,7 +16,7 @@ from spkd_keras.experiment import ExperimentError
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 INTERRUPTED = 130  # as shells have it: 128 + the number of SIGINT
-CLEAR = ("RunsFailedError", "StorageError", "NotConvertible")
+CLEAR = ("RunsFailedError", "StorageError", "NotConvertible", "NotFiniteError")
 
 answers = Console()
 notices = Console(stderr=True)
