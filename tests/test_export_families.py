@@ -63,7 +63,7 @@ for name in json.load(open("names.json")):
             saved.signatures["serving_bytes"](image_bytes=as_png)["logits"],
         ):
             found.append(np.abs(outputs - expected).max())
-    worst[name], classes, agreed = float(max(found)), logits.argmax(axis=1), []
+    worst[name], classes, agreed = float(np.max(found)), logits.argmax(axis=1), []
     for run in (
         lambda batch: session8.run(["logits"], {"image": batch})[0],
         lambda batch: lite8(image=batch)["logits"],
@@ -147,5 +147,5 @@ def test_every_family_leaves_in_every_format_as_the_student(tmp_path):
     assert done.returncode == 0, done.stderr
     differences, agreements = json.loads(done.stdout)
     assert list(differences) == list(NETWORKS)
-    assert max(differences.values()) < 1e-4
-    assert min(agreements.values()) >= 1 - INT8_DROP
+    assert np.max(list(differences.values())) < 1e-4  # unlike Python's `max`, NaN is the largest
+    assert np.min(list(agreements.values())) >= 1 - INT8_DROP
