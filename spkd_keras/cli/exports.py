@@ -101,7 +101,7 @@ def _exported(
     student, splits = finished.student(), finished.splits()
     pixels, labels = some(splits.test, check)
     calibration = some(splits.train, CALIBRATION_IMAGES)[0] if quantize == "int8" else None
-    story, float32_bytes = finished.story(student), 4 * student.count_params()
+    story, float32_bytes = finished.story(student, notice), 4 * student.count_params()
     card: dict[str, Any] = {}
     with telling("export"):
         exporter = Exporter(
