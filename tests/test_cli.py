@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import logging
+import signal
 import subprocess
 import sys
 
@@ -181,7 +182,14 @@ def test_an_interruption(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "read_runs", failing(KeyboardInterrupt()))
     result = call("report", tmp_path)
     assert (result.exit_code, result.stdout) == (130, "")
-    assert result.stderr == "spkd: Interrupted. The same command continues where it stopped.\n"
+    assert result.stderr == "spkd: Interrupted.\n"  # nothing was kept that the same command could continue
+
+
+def test_an_interruption_of_what_keeps_its_state(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "read_runs", failing(training.Interrupted(signal.SIGTERM)))
+    result = call("report", tmp_path)
+    assert (result.exit_code, result.stdout) == (143, "")
+    assert result.stderr == "spkd: Interrupted by SIGTERM. The same command continues where it stopped.\n"
 
 
 @pytest.mark.parametrize(("error", "code"), [(RuntimeError("out of luck"), 1), (None, 2)])

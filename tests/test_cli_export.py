@@ -1,17 +1,22 @@
 """`spkd export`: from a run's folder to files and a model card."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
 import pytest
+import yaml
 from finished_run import digit_network, finished_runs
 from networks import small_network
+from pictures import photo_folder
 from test_cli import call, words
 
 from spkd_keras import data, models
+from spkd_keras.export import card as cards
 from spkd_keras.export import export_student, latency, load_runner, student
 from spkd_keras.export.folding import inference_network
+from spkd_keras.export.litert_format import interpreter
 
 ALL = "saved_model,litert,onnx"
 
@@ -105,11 +110,21 @@ def test_the_page_tells_the_same(run, card):
     assert "None" not in page
 
 
-def test_other_precisions_stand_beside_and_the_card_keeps_them(run, card):
+def test_other_precisions_stand_beside_and_the_card_keeps_them(run, card, monkeypatch):
+    own, calibrated_on = student.litert_bytes, []
+
+    def convert(serving, calibration):
+        calibrated_on.append(calibration)
+        return own(serving, calibration)
+
+    monkeypatch.setattr(student, "litert_bytes", convert)
     result = call(
         "export", run, "--format", "litert,saved_model", "--quantize", "int8", "--check", 60, "--max-drop", 20
     )
     assert result.exit_code == 0, result.stderr
+    train = data.load("digits", validation=0.1).train.pixels
+    (pixels,) = calibrated_on
+    np.testing.assert_array_equal(pixels, train[np.round(np.linspace(0, len(train) - 1, 256)).astype(int)])
     assert "saved_model: float32, for there is no SavedModel in less precision" in words(result.stderr)
     assert "fully_quantize" not in result.stderr
     kept = json.loads((run / "export" / "model_card.json").read_text(encoding="utf-8"))
@@ -150,11 +165,39 @@ def test_a_format_that_fails_loses_nothing_of_the_others(run, tmp_path, monkeypa
     assert [(export["file"], export["licence"]) for export in answer["exports"]] == [("student.onnx", "BSD-3-Clause")]
 
 
+def test_a_card_never_tells_of_another_file(run, card, tmp_path, monkeypatch):
+    folder = tmp_path / "export"
+    for name in ("student.tflite", "student.onnx", "model_card.json", "model_card.md"):
+        folder.mkdir(exist_ok=True)
+        shutil.copy(run / "export" / name, folder / name)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    exported = ["export", run, "--out", folder, "--format", "litert", "--check", "20", "--licence", "MIT"]
+    for stopped in ("forget", "write_card"):
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+        with monkeypatch.context() as patch:
+            patch.setattr(cards, stopped, killed)
+            assert call(*exported).exit_code == 130
+    assert (folder / "student.tflite").read_bytes() != before["student.tflite"]
+    left = json.loads((folder / "model_card.json").read_text(encoding="utf-8"))
+    assert "student.onnx" in [export["file"] for export in left["exports"]]
+    assert "student.tflite" not in [export["file"] for export in left["exports"]]
+    assert "student.tflite" not in (folder / "model_card.md").read_text(encoding="utf-8")
+
+
 def test_a_student_without_teacher_has_a_card_too(run, tmp_path):
     result = call("export", run.with_name("student-seed0"), "--format", "litert", "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0
     answer = json.loads(result.stdout)
     assert (answer["teacher"], answer["terms"]) == (None, [])
+    cards.forget(tmp_path / "out", "student.onnx")  # of which it says nothing
+    assert answer == json.loads((tmp_path / "out" / "model_card.json").read_text(encoding="utf-8"))
+    cards.forget(tmp_path / "out", "student.tflite")
+    assert "## Exports\n\nNone" in (tmp_path / "out" / "model_card.md").read_text(encoding="utf-8")
+    assert "Licence: unspecified." in (tmp_path / "out" / "model_card.md").read_text(encoding="utf-8")
     assert "trained on the labels alone" in (tmp_path / "out" / "model_card.md").read_text(encoding="utf-8")
     assert not (run.with_name("student-seed0") / "export").exists()
 
@@ -166,6 +209,66 @@ def test_a_mismatch_fails_the_command_and_leaves_no_file(run, tmp_path, monkeypa
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("spkd:")]
     assert "student.onnx is not the student: its logits differ by up to" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_teacher_does_not_keep_its_student_from_leaving_for_float32_pixels_in_float16(run, tmp_path):
+    copied = tmp_path / "tiny" / run.name
+    shutil.copytree(run, copied, ignore=shutil.ignore_patterns("export"))
+    teacher = copied.with_name("teacher-seed0") / "student.keras"
+    teacher.parent.mkdir()
+    teacher.write_bytes(run.with_name("teacher-seed0").joinpath("student.keras").read_bytes()[:2000])
+    options = ["--format", "litert", "--input", "float32", "--quantize", "float16", "--check", "20", "--json"]
+    result = call("export", copied, *options, "--max-drop", 10)
+    assert result.exit_code == 0, result.stderr
+    said = "The model card cannot name the teacher's layers where they are the default. teacher.path: "
+    assert [line for line in result.stderr.splitlines() if line.startswith(f"{said}{teacher} is not a .keras file.")]
+    answer = json.loads(result.stdout)
+    (term,), (export,) = answer["terms"], answer["exports"]
+    assert (term["teacher"], term["student"]) == ("last_stage (default)", ["stage3"])
+    assert (export["file"], export["quantize"], export["input_dtype"]) == (
+        *("student-float16.tflite", "float16", "float32"),
+    )
+    runner = load_runner(copied / "export" / export["file"])
+    halves = data.digits()[1].pixels[:8].astype("float32") + np.float32(0.5)
+    logits = keras.saving.load_model(copied / "student.keras").predict_on_batch(halves)
+    np.testing.assert_allclose(runner.predict(halves)["logits"], logits, atol=0.05)
+    tensors = interpreter(runner.path.read_bytes(), 1).get_tensor_details()
+    assert {tensor["dtype"] for tensor in tensors if tensor["name"] == "image"} == {np.float32}
+    assert np.float16 in {tensor["dtype"] for tensor in tensors}
+
+
+def test_a_student_of_photos_is_exported_to_crop_them(run, tmp_path):
+    photo_folder(tmp_path / "photos", {"train": 3, "test": 2})
+    copied = tmp_path / "tiny" / "student-seed0"
+    shutil.copytree(run.with_name("student-seed0"), copied)
+    text = (copied / "experiment.yaml").read_text(encoding="utf-8")
+    plain = yaml.safe_load(text)
+    plain["data"] = {
+        **{"name": "image_folder", "path": str(tmp_path / "photos"), "image_size": 16},
+        **{"batch_size": 2, "validation": 0},
+    }
+    (copied / "experiment.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+    layers = keras.layers
+    network = keras.Sequential([keras.Input((16, 16, 3)), layers.GlobalAveragePooling2D(), layers.Dense(2)])
+    network.save(copied / "student.keras")
+    result = call("export", copied, "--format", "onnx", "--json")
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert (answer["resize"], answer["exports"][0]["check"]["images"]) == ("crop", 4)
+    metadata = load_runner(copied / "export" / "student.onnx").metadata
+    assert (metadata.resize, metadata.class_names) == ("crop", ("cat", "dog"))
+
+
+def test_a_network_that_a_format_cannot_hold_is_told_in_one_line(run, tmp_path, monkeypatch):
+    def convert(*_):
+        raise RuntimeError("no kernel\n  for Fold")
+
+    monkeypatch.setattr(student, "litert_bytes", convert)
+    result = call("export", run, "--format", "litert", "--out", tmp_path, "--check", "20")
+    assert (result.exit_code, result.stdout) == (1, "")
+    said = "spkd: litert cannot hold this network: no kernel for Fold. Use another format, or other layers."
+    assert [line for line in result.stderr.splitlines() if line.startswith("spkd:")] == [said]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -101,6 +101,41 @@ def test_probabilities_that_are_no_softmax_are_a_mismatch(network, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+class OneWrong(Serving):
+    """Has one signature that is a hundredth off."""
+
+    wrong = ""
+
+    def signatures(self):
+        found = super().signatures()
+        right = found[self.wrong]
+        (spec,) = tf.nest.flatten(right.structured_input_signature)
+
+        def off(**given):
+            return {name: value + 0.01 for name, value in right(*given.values()).items()}
+
+        found[self.wrong] = tf.function(off).get_concrete_function(**{spec.name: spec})
+        return found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "resize"),
+    [
+        *(("serving_default", "stretch"), ("serving_uint8", "stretch"), ("serving_float32", "stretch")),
+        *(("serving_bytes", "stretch"), ("serving_bytes", "crop")),
+    ],
+)
+def test_each_signature_of_a_saved_model_is_compared(tmp_path, monkeypatch, wrong, resize):
+    small = keras.initializers.RandomNormal(stddev=0.001)
+    dense = layers.Dense(2, kernel_initializer=small)
+    network = keras.Sequential([keras.Input((4, 4, 3)), layers.Flatten(), dense])
+    monkeypatch.setattr(OneWrong, "wrong", wrong)
+    monkeypatch.setattr(student, "Serving", OneWrong)
+    with pytest.raises(ExportMismatch, match=r"is not the student: its logits differ by up to 1\.00e-02"):
+        export_student(network, tmp_path / "saved", "saved_model", resize=resize)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("difference", "logit", "passes"),
     [(1e-4, 25.0, True), (1.01e-4, 25.0, False), (1.01e-4, 30.0, True), (1e-3, 249.0, False), (1e-3, 251.0, True)],

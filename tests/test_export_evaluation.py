@@ -75,6 +75,16 @@ def test_the_first_class_of_another_name():
     assert evaluation.differing_class(NAMES, ("0", "1", "2")) == 0
 
 
+def test_what_there_are_probabilities_for():
+    infinite = {
+        "logits": np.array([[0, 1], [np.nan, 0], [np.inf, 0], [-np.inf, 0], [-np.inf, -np.inf]]),
+        "probabilities": np.array([[0.3, 0.7], [0, 1], [np.nan, 0], [0, 1], [np.nan, np.nan]]),
+    }
+    assert evaluation.sound(infinite).tolist() == [True, False, False, True, False]
+    with pytest.raises(evaluation.NotFiniteError, match=r"no numbers \(NaN or infinite\) for 3 of 5 images"):
+        evaluation.evaluate(infinite, np.zeros(5, int), ("a", "b"))
+
+
 def test_a_student_against_its_teacher():
     teacher = np.array([0, 0, 0, 1, 2, 1])
     assert evaluation.against(teacher, PREDICTED, LABELS) == {

@@ -67,10 +67,11 @@ def test_a_folder_between_its_two_names_is_put_back(network, other, tmp_path, mo
     path = tmp_path / "saved"
     export_student(network, path, "saved_model")
     export_and_kill(monkeypatch, "rename", ".partial-saved", other, path, "saved_model")
-    assert names(tmp_path) == [".partial-old-saved"], "neither of them, and no text of one that is not there"
+    assert names(tmp_path) == [".partial-old-saved", ".partial-old-saved.json"], "neither of them has its name"
     if then == "read":
         assert says(path, network)
-        assert names(tmp_path) == ["saved"]
+        assert names(tmp_path) == ["saved", "saved.json"]
+        assert json.loads((tmp_path / "saved.json").read_text(encoding="utf-8"))["sha256"] == placing.digest(path)
     else:
         export_student(other, path, "saved_model")
         assert says(path, other)
@@ -82,19 +83,56 @@ def test_a_kill_after_both_names_leaves_the_new_one(network, other, tmp_path, mo
     export_student(network, path, "saved_model")
     export_and_kill(monkeypatch, "rename", ".partial-old-saved", other, path, "saved_model")
     assert says(path, other)
-    assert names(tmp_path) == [".partial-old-saved", "saved"]
+    assert names(tmp_path) == [".partial-old-saved", ".partial-old-saved.json", "saved"]
     export_student(other, path, "saved_model")
     assert names(tmp_path) == ["saved", "saved.json"]
 
 
-def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(network, other, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_cleared_away_is_replaced_all_the_same(network, other, tmp_path, monkeypatch):
     path = tmp_path / "saved"
     export_student(network, path, "saved_model")
-    arguments = ("rename", ".partial-saved", other, path, "saved_model")
+    own = os.rename
+
+    def rename(file, name):
+        if os.path.basename(file) == ".partial-old-saved":
+            raise OSError
+        own(file, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(placing.os, "rename", rename)
+        export_student(other, path, "saved_model")
+    assert says(path, other)
+    assert json.loads((tmp_path / "saved.json").read_text(encoding="utf-8"))["sha256"] == placing.digest(path)
+
+
+@pytest.mark.parametrize(("kind", "function"), [("saved_model", "rename"), ("onnx", "replace")])
+def test_what_cannot_get_its_name_leaves_the_old_one_and_its_text(
+    network, other, tmp_path, monkeypatch, kind, function
+):
+    path = tmp_path / FILES[kind]
+    beside = path.with_name(f"{path.name}.json")
+    export_student(network, path, kind)
+    before = beside.read_bytes()
+    arguments = (function, f".partial-{path.name}", other, path, kind)
     export_and_kill(monkeypatch, *arguments, error=OSError, raised=StorageError)
     assert says(path, network)
-    assert "saved" in names(tmp_path)
-    assert not [name for name in names(tmp_path) if name.startswith(".partial")]
+    assert beside.read_bytes() == before
+    assert names(tmp_path) == sorted([path.name, beside.name])
+
+
+def test_an_old_text_that_a_kill_left_is_in_nobodys_way(network, other, tmp_path, monkeypatch):
+    path = tmp_path / "a.onnx"
+    export_student(network, path, "onnx")
+    export_and_kill(monkeypatch, "replace", ".partial-a.onnx", other, path, "onnx")
+    assert says(path, network)
+    assert names(tmp_path) == [".partial-old-a.onnx.json", "a.onnx"], "no text beside a model that may be another"
+    (tmp_path / "a.onnx.json").mkdir()
+    with pytest.raises(
+        StorageError, match=r"a.onnx cannot be written \(Is a directory\). What was there before is intac"
+    ):
+        export_student(other, path, "onnx")
+    assert says(path, network)
+    assert names(tmp_path) == ["a.onnx", "a.onnx.json"]
 
 
 @each_format

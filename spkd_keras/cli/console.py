@@ -16,7 +16,14 @@ from spkd_keras.experiment import ExperimentError
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 INTERRUPTED = 130  # as shells have it: 128 + the number of SIGINT
-CLEAR = ("RunsFailedError", "StorageError", "WorkerLostError", "SearchFailedError")
+CLEAR = (
+    "RunsFailedError",
+    "StorageError",
+    "WorkerLostError",
+    "SearchFailedError",
+    "NotConvertible",
+    "NotFiniteError",
+)
 
 answers = Console()
 notices = Console(stderr=True)
@@ -76,9 +83,10 @@ def clear_errors() -> Iterator[None]:
     except ExperimentError as error:
         _fail(str(error), WRONG_USE, error)
     except KeyboardInterrupt as error:
-        # `Interrupted` of a run knows which signal it was; where nothing is kept, it was Ctrl-C.
-        code = getattr(error, "exit_code", INTERRUPTED)
-        _fail(f"{str(error) or 'Interrupted.'} The same command continues where it stopped.", code, error)
+        # `Interrupted` of a run knows which signal it was and keeps its state; a plain Ctrl-C keeps nothing.
+        code = getattr(error, "exit_code", None)
+        goes_on = "" if code is None else " The same command continues where it stopped."
+        _fail(f"{str(error) or 'Interrupted.'}{goes_on}", code or INTERRUPTED, error)
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:

@@ -1,5 +1,6 @@
 """The command that exports a run's student."""
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,9 @@ from spkd_keras.experiment import ExperimentError, unknown
 from spkd_keras.export.formats import FORMATS, INPUT_DTYPES, QUANTIZATIONS, SUFFIXES, UNSPECIFIED
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from spkd_keras.export import Runner
     from spkd_keras.export.run import FinishedRun
 
 CALIBRATION_IMAGES = 256
@@ -82,12 +86,13 @@ def _exported(
     licence: str | None,
     out: Path,
 ) -> dict[str, Any]:
-    """Exports, measures, and writes the card after each export, so that one that fails loses nothing of the others."""
+    """Exports, measures, and writes the card after each export, so that one that fails loses nothing of the others.
+
+    The card forgets a file before it is replaced: after a kill it may say nothing of one, and never tells of another.
+    """
     from spkd_keras.export import Exporter
     from spkd_keras.export.card import earlier_licence, write_card
-    from spkd_keras.export.latency import measure
     from spkd_keras.export.run import resize_of, some
-    from spkd_keras.export.runners import load_runner
     from spkd_keras.models import fingerprint
     from spkd_keras.training.build import telling
     from spkd_keras.training.folder import check_writable
@@ -96,7 +101,7 @@ def _exported(
     student, splits = finished.student(), finished.splits()
     pixels, labels = some(splits.test, check)
     calibration = some(splits.train, CALIBRATION_IMAGES)[0] if quantize == "int8" else None
-    story, float32_bytes = finished.story(student), 4 * student.count_params()
+    story, float32_bytes = finished.story(student, notice), 4 * student.count_params()
     card: dict[str, Any] = {}
     with telling("export"):
         exporter = Exporter(
@@ -113,11 +118,20 @@ def _exported(
                 notice("saved_model: float32, for there is no SavedModel in less precision")
             path = out / _file_name(name, precision)
             notice(f"Exporting {path}")
+            measured: dict[str, Any] = {}
+            accepted = functools.partial(_measure_and_forget, path, pixels[:LATENCY_IMAGES], measured)
             with quiet_standard_error():  # what the converters print for their developers, from C++
-                export = exporter.write(path, name, reference, precision, calibration, largest_drop)
-                latency = measure(load_runner(path), pixels[:LATENCY_IMAGES])
-            card = write_card(out, story, exporter.metadata, {**export.as_dict(), "latency": latency}, float32_bytes)
+                export = exporter.write(path, name, reference, precision, calibration, largest_drop, accepted)
+            card = write_card(out, story, exporter.metadata, {**export.as_dict(), **measured}, float32_bytes)
     return card
+
+
+def _measure_and_forget(path: Path, pixels: "np.ndarray", measured: dict[str, Any], runner: "Runner") -> None:
+    from spkd_keras.export.card import forget
+    from spkd_keras.export.latency import measure
+
+    measured["latency"] = measure(runner, pixels)
+    forget(path.parent, path.name)
 
 
 def _file_name(name: str, precision: str | None) -> str:

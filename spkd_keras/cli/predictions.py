@@ -62,7 +62,7 @@ def predict(
         if resize is not None and resize not in RESIZES:
             raise ExperimentError(f"--resize takes {' or '.join(RESIZES)}. Received: {resize}.")
         with starting_tensorflow():
-            from spkd_keras.export.pictures import find_pictures
+            from spkd_keras.export.pictures import find_pictures, shown
             from spkd_keras.export.runners import load_runner
 
             files, missing = find_pictures(images)
@@ -70,7 +70,7 @@ def predict(
                 rows, unreadable = _predicted(load_runner(model), files, top, resize)
             problems = [*missing, *unreadable]
         for problem in problems:
-            notice(f"spkd: {problem['file']} {problem['problem']}")
+            notice(f"spkd: {shown(problem['file'])} {problem['problem']}")
         if as_json:
             print(json.dumps({"model": str(model), "predictions": rows, "problems": problems}, indent=2))
         elif rows:
@@ -85,6 +85,7 @@ def _predicted(
     """Returns the top classes of each picture, and what is wrong with those that cannot be taken."""
     import numpy as np
 
+    from spkd_keras.export.evaluation import sound
     from spkd_keras.export.pictures import UnreadablePicture, read_file
     from spkd_keras.export.runners import by_side
 
@@ -108,10 +109,14 @@ def _predicted(
                 problems.append({"file": str(file), "problem": str(error)})
         if readable:
             given = runner.predict(np.stack(pixels))
+            is_sound = sound(given)
             rows += [
-                {"file": str(file), "top": _top(logits, probabilities, runner.class_names, top)}
-                for file, logits, probabilities in zip(readable, given["logits"], given["probabilities"], strict=True)
+                {"file": str(file), "top": _top(given["logits"][i], given["probabilities"][i], runner.class_names, top)}
+                for i, file in enumerate(readable)
+                if is_sound[i]
             ]
+            problem = "can be read, but the network gives no numbers (NaN or infinite) for it"
+            problems += [{"file": str(file), "problem": problem} for i, file in enumerate(readable) if not is_sound[i]]
     return rows, problems
 
 
@@ -126,12 +131,14 @@ def _top(
 
 
 def _show_predictions(rows: list[dict[str, Any]]) -> None:
+    from spkd_keras.export.pictures import shown
+
     table = Table(box=box.SIMPLE)
     table.add_column("picture", overflow="fold")
     table.add_column("classes and probabilities, %", overflow="fold")
     for row in rows:
         classes = ", ".join(f"{found['class']} {100 * found['probability']:.1f}" for found in row["top"])
-        table.add_row(escape(row["file"]), escape(classes))
+        table.add_row(escape(shown(row["file"])), escape(classes))
     answers.print(table)
 
 
@@ -214,7 +221,10 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
     for role, path in paths.items():
         outputs = {name: np.concatenate([piece[name] for piece in parts[role]]) for name in parts[role][0]}
         predicted[role] = outputs["logits"].argmax(axis=-1)
-        results = evaluation.evaluate(outputs, images.labels, images.class_names)
+        try:
+            results = evaluation.evaluate(outputs, images.labels, images.class_names)
+        except evaluation.NotFiniteError as error:
+            raise evaluation.NotFiniteError(f"{path} {error}") from error
         figure = plots.confusion_matrix(
             np.array(results["confusion"]), images.class_names, out / f"{role}-{path.resolve().name}-confusion"
         )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spkd_keras.export.formats import FORMATS
     from spkd_keras.export.metadata import Metadata
     from spkd_keras.export.runners import Runner, load_runner
+    from spkd_keras.export.serving import NotConvertible
     from spkd_keras.export.student import Export, Exporter, export_student
 
 _PLACES = {
@@ -22,6 +23,7 @@ _PLACES = {
     "ExportMismatch": "check",
     "Exporter": "student",
     "Metadata": "metadata",
+    "NotConvertible": "serving",
     "Runner": "runners",
     "export_student": "student",
     "inference_network": "folding",
@@ -34,6 +36,7 @@ __all__ = [
     "ExportMismatch",
     "Exporter",
     "Metadata",
+    "NotConvertible",
     "Runner",
     "export_student",
     "inference_network",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,7 @@ def write_card(
     Returns:
         The card, as it is in `model_card.json`.
     """
-    busy = f"The model card in {folder} is being written by another process. Wait for it, and export again."
-    with alone(folder / JSON, SECONDS, busy):
+    with _held(folder):
         _, earlier = _earlier(folder, metadata.weights)
         kept = [other for other in earlier if other["file"] != export["file"]]
         card = {
@@ -53,6 +53,32 @@ def write_card(
         write_json(folder / JSON, card)
         write_text(folder / MARKDOWN, markdown(card))
     return card
+
+
+def forget(folder: Path, file: str) -> None:
+    """Takes a file that is about to be replaced out of a card that is there, whatever weights it is of.
+
+    Args:
+        folder: of the exports.
+        file: its name.
+    """
+    with _held(folder):
+        try:
+            card = json.loads((folder / JSON).read_text(encoding="utf-8"))
+            left = [export for export in card["exports"] if export["file"] != file]
+            if len(left) == len(card["exports"]):
+                return
+            card["exports"] = left
+            page = markdown(card)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or not one of ours
+            return
+        write_json(folder / JSON, card)
+        write_text(folder / MARKDOWN, page)
+
+
+def _held(folder: Path) -> AbstractContextManager[None]:
+    busy = f"The model card in {folder} is being written by another process. Wait for it, and export again."
+    return alone(folder / JSON, SECONDS, busy)
 
 
 def earlier_licence(folder: Path, weights: str) -> str | None:
@@ -79,6 +105,8 @@ def _is_there(file: Path, sha256: str) -> bool:
 def markdown(card: dict[str, Any]) -> str:
     """Returns a card as a Markdown page."""
     height, width, channels = card["input"]["shape"]
+    exports = card["exports"]
+    exported_with = _by_file(exports, lambda export: _pairs(export["versions"])) or "nothing"
     sections = [
         f"# {card['name']}",
         f"An image classifier of {card['parameters']:,} parameters ({card['float32_bytes']:,} bytes in float32) and "
@@ -90,15 +118,15 @@ def markdown(card: dict[str, Any]) -> str:
         "## Accuracy",
         _accuracy(card["accuracy"]),
         "## Exports",
-        _exports(card["exports"]),
+        _exports(exports) if exports else "None that was compared.",
         "## Details",
         "\n".join(
             [
-                f"- Licence: {_by_file(card['exports'], lambda export: export['licence'])}.",
+                f"- Licence: {_by_file(exports, lambda export: export['licence']) or card['licence']}.",
                 f"- Digest of the student's weights: `{card['weights']}`.",
                 f"- Classes: {', '.join(card['class_names'])}.",
                 f"- Trained with: {_pairs(card['trained_with'])}.",
-                f"- Exported with: {_by_file(card['exports'], lambda export: _pairs(export['versions']))}.",
+                f"- Exported with: {exported_with}.",
             ]
         ),
     ]

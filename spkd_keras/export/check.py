@@ -14,6 +14,7 @@ RELATIVE_TOLERANCE = 4e-6
 # Of probabilities in less precision from the softmax of the export's own logits: int8 has steps of 1/256.
 SOFTMAX_TOLERANCE = 0.01
 BATCH = 32
+OTHER_WAYS = 4  # images, for what an export has beside the way in which all are compared
 NOISE = "noise"
 
 
@@ -68,7 +69,8 @@ class Reference:
         self.pixels, self.labels, self.of = pixels, labels, of
         own = _predict(student, pixels)
         is_float32 = all(layer.compute_dtype == "float32" for layer in student._flatten_layers(include_self=False))
-        self.logits = own if is_float32 else _predict(in_precision(student, "float32"), pixels)
+        self.network = student if is_float32 else in_precision(student, "float32")
+        self.logits = own if is_float32 else _predict(self.network, pixels)
         self.accuracy = _accuracy(own, labels)
 
     @property
@@ -77,10 +79,18 @@ class Reference:
         return self.of == NOISE
 
     def compare(self, runner: Runner) -> Check:
-        """Runs an export: the first image alone, then all in batches of 32 with what is left over."""
+        """Runs an export: the first image alone, then all in batches of 32 with what is left over.
+
+        What else it has, a SavedModel's other signatures, is run on the first images.
+        """
         alone, batches = runner.predict(self.pixels[:1]), runner.predict(self.pixels, BATCH)
-        outputs = {name: np.concatenate([alone[name], batches[name]]) for name in batches}
-        expected = np.concatenate([self.logits[:1], self.logits])
+        parts, expected_parts = [alone, batches], [self.logits[:1], self.logits]
+        some = self.pixels[:OTHER_WAYS]
+        for seen, given in runner.other_ways(some):
+            parts.append(given)
+            expected_parts.append(self.logits[: len(some)] if seen is some else _predict(self.network, seen))
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in batches}
+        expected = np.concatenate(expected_parts)
         logits, probabilities = batches["logits"], outputs["probabilities"]
         return Check(
             images=len(self.pixels),

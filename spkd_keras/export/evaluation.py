@@ -8,6 +8,21 @@ import numpy as np
 BINS = 15
 
 
+class NotFiniteError(RuntimeError):
+    """A network whose outputs are no numbers. The message is one clear line."""
+
+
+def sound(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Says for each image whether there are probabilities for it, shape (n,), which a NaN leaves none of.
+
+    Args:
+        outputs: `logits` and `probabilities`, of shape (n, classes).
+    """
+    logits, probabilities = outputs["logits"], outputs["probabilities"]
+    found: np.ndarray = ~np.isnan(logits).any(axis=-1) & np.isfinite(probabilities).all(axis=-1)
+    return found
+
+
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Counts images by their class (row) and the predicted class (column).
 
@@ -88,7 +103,16 @@ def evaluate(outputs: dict[str, np.ndarray], labels: np.ndarray, class_names: tu
         outputs: `logits` and `probabilities`, of shape (n, classes).
         labels: shape (n,).
         class_names: one for each class.
+
+    Raises:
+        NotFiniteError: if there are images for which the network gives no numbers.
     """
+    unsound = int(np.sum(~sound(outputs)))
+    if unsound:
+        raise NotFiniteError(
+            f"gives no numbers (NaN or infinite) for {unsound:,} of {len(labels):,} images, so there is nothing to "
+            "evaluate. Its training diverged, or its file is of too little precision."
+        )
     predicted = outputs["logits"].argmax(axis=-1)
     matrix = confusion_matrix(labels, predicted, len(class_names))
     return {

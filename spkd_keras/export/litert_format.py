@@ -50,8 +50,8 @@ def _schema() -> Any:
 def _with_texts(content: bytes, texts: dict[str, str], shorten: bool) -> bytes:
     """Adds named texts to the metadata of a LiteRT file, in the way in which the converter adds its own.
 
-    With `shorten` the tensors are numbered: beside 8-bit weights, their long names are a good part of a file. The
-    signature finds its inputs and outputs by their places.
+    Inputs and outputs get the names that they have in the signature, for interpreters that know no signatures. With
+    `shorten` the other tensors are numbered: beside 8-bit weights, their long names are a good part of a file.
     """
     import flatbuffers
 
@@ -67,6 +67,9 @@ def _with_texts(content: bytes, texts: dict[str, str], shorten: bool) -> bytes:
         model.metadata.append(entry)
     for index, tensor in enumerate(model.subgraphs[0].tensors if shorten else ()):
         tensor.name = f"t{index}".encode()
+    (signature,) = model.signatureDefs
+    for named in [*signature.inputs, *signature.outputs]:
+        model.subgraphs[0].tensors[named.tensorIndex].name = named.name
     builder = flatbuffers.Builder(len(content))
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from spkd_keras.export.serving import Serving
+from spkd_keras.export.metadata import OUTPUTS
+from spkd_keras.export.serving import NotConvertible, Serving
 
 OPSET = 18  # what tf2onnx 1.17 knows
 SMALLEST_HALVED = 64  # elements; a smaller constant gains less than the node that casts it takes
@@ -25,13 +28,22 @@ def onnx_bytes(serving: Serving, calibration: np.ndarray | None) -> bytes:
     Args:
         serving: what is written.
         calibration: real training images, uint8, for int8.
+
+    Raises:
+        NotConvertible: if the network has an operation that tf2onnx cannot convert.
     """
     import onnx
     import tf2onnx
 
     metadata = serving.metadata
-    with _quiet("tf2onnx"):
-        model, _ = tf2onnx.convert.from_function(serving.classify, input_signature=[serving.pixel_spec], opset=OPSET)
+    with _quiet("tf2onnx", logging.CRITICAL):  # it logs what it cannot convert, and goes on
+        model, _ = tf2onnx.convert.from_function(
+            _with_constants(serving),
+            input_signature=[serving.pixel_spec],
+            opset=OPSET,
+            custom_op_handlers={"Erfc": (_one_less_erf, [])},
+        )
+    _check_operations(model.graph)
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     if metadata.quantize == "float16":
@@ -43,6 +55,45 @@ def onnx_bytes(serving: Serving, calibration: np.ndarray | None) -> bytes:
     onnx.helper.set_model_props(model, metadata.as_texts())
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def _with_constants(serving: Serving) -> Any:
+    """Returns the function with its weights, and what else it captured, as constants.
+
+    tf2onnx (1.17) freezes captured tensors that are no variables, such as the mean of a Normalization, and then still
+    looks for them among the inputs.
+    """
+    frozen = convert_variables_to_constants_v2(serving.function, lower_control_flow=False, aggressive_inlining=True)
+
+    def classify(image: Any) -> dict[str, Any]:
+        return dict(zip(OUTPUTS, frozen(image), strict=True))
+
+    return tf.function(classify)
+
+
+def _one_less_erf(graph: Any, node: Any, name: str, _: Any) -> None:
+    """Converts Erfc, of which the exact GELU is made, to 1 - Erf; tf2onnx (1.17) does not know it."""
+    dtype = graph.get_dtype(node.input[0])
+    one = graph.make_const(f"{name}_one", np.ones((), "float32"))
+    erf = graph.make_node("Erf", list(node.input), name=f"{name}_erf", dtypes=[dtype])
+    node.type = "Sub"
+    graph.replace_inputs(node, [one.output[0], erf.output[0]])
+
+
+def _check_operations(graph: Any) -> None:
+    """Checks that all of a graph was converted.
+
+    Raises:
+        NotConvertible: if an operation is not one of ONNX.
+    """
+    import onnx
+
+    left = sorted({node.op_type for node in graph.node if not onnx.defs.has(node.op_type, OPSET, node.domain)})
+    if left:
+        raise NotConvertible(
+            f"ONNX cannot hold this network: tf2onnx has no conversion of {', '.join(left)}. Use another layer or "
+            "activation, or another format."
+        )
 
 
 def _halve(model: Any) -> None:
@@ -106,11 +157,11 @@ def _shorten(graph: Any) -> None:
 
 
 @contextmanager
-def _quiet(logger: str | None) -> Iterator[None]:
+def _quiet(logger: str | None, least: int = logging.ERROR) -> Iterator[None]:
     """Holds back advice to the developer of a conversion, such as preparations that were done here in another way."""
     log = logging.getLogger(logger)
     level = log.level
-    log.setLevel(logging.ERROR)
+    log.setLevel(least)
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Picture files to classify: which are meant, and reading them one by one."""
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,22 +32,39 @@ def find_pictures(patterns: Sequence[str | Path]) -> tuple[list[Path], list[dict
     found: dict[Path, None] = {}
     problems: list[dict[str, str]] = []
     for pattern in map(str, patterns):
-        path = Path(pattern)
-        if path.is_dir():
-            files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
-        elif path.exists():
-            files = [path]
-        else:
-            files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+        try:
+            files, problem = _files(pattern)
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            files, problem = [], f"cannot be read: {error.strerror}"
         if not files:
-            kinds = ", ".join(SUFFIXES)
-            problem = f"has no pictures ({kinds})" if path.is_dir() else "does not exist"
             problems.append({"file": pattern, "problem": problem})
         found |= dict.fromkeys(files)
     if not found:
         said = "\n".join(f"{problem['file']} {problem['problem']}." for problem in problems)
         raise ExperimentError(said or "Give at least one picture, a folder or a pattern.")
     return list(found), problems
+
+
+def _files(pattern: str) -> tuple[list[Path], str]:
+    """Returns the files that one name or pattern means, and what is wrong with it if there are none."""
+    path = Path(pattern)
+    if path.is_dir():
+        os.scandir(path).close()  # `rglob` passes over what it may not read
+        # What cannot be looked at is no folder either: reading it says why.
+        files = [
+            file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and not os.path.isdir(file)
+        ]
+        return files, f"has no pictures ({', '.join(SUFFIXES)})"
+    if path.exists():
+        return [path], ""
+    fitting = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    files = [file for file in fitting if not os.path.isdir(file)]
+    return files, "fits folders alone: give one of them, or a pattern for files" if fitting else "does not exist"
+
+
+def shown(file: str) -> str:
+    """Returns a file's name as text that can be printed, whatever bytes it is of."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def read_file(path: Path, image_shape: tuple[int, int, int], resize: str | None) -> np.ndarray:

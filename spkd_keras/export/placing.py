@@ -1,10 +1,11 @@
 """Giving an export its name: it is at its path whole and compared, with the text that belongs to it, or not at all."""
 
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Place:
         partial: where it is written until it is whole; no reader takes it for a model.
         aside: where a folder waits while the new one takes its name.
         beside: the JSON file for people and programs.
+        beside_aside: where the one before waits until the model that it tells of is replaced.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,6 +40,7 @@ class Place:
         self.aside = self.target.with_name(f"{PARTIAL}old-{self.target.name}")
         absolute = path.absolute()  # a path may be "."
         self.beside = absolute.with_name(f"{absolute.name}.json")
+        self.beside_aside = self.beside.with_name(f"{PARTIAL}old-{self.beside.name}")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -55,6 +58,7 @@ class Place:
                 with storing(self.path):
                     self._put_back()
                     remove(self.partial)
+                    remove(self.beside_aside)
                     if self.aside.is_dir():
                         os.rename(self.aside, self.partial)
                         remove(self.partial)
@@ -80,13 +84,29 @@ class Place:
         try:
             write_json(prepared, text)
             with storing(self.path):
-                self.beside.unlink(missing_ok=True)
-                self._swap()
+                with self._without_text():
+                    self._swap()
                 os.replace(prepared, self.beside)
                 for folder in {self.path.parent, self.target.parent}:
                     bring_to_disk(folder)
         finally:
             prepared.unlink(missing_ok=True)
+
+    @contextmanager
+    def _without_text(self) -> Iterator[None]:
+        """Takes the old text away, and puts it back if the model that it tells of stays."""
+        if self.beside.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.beside))
+        if not os.path.lexists(self.beside):
+            yield
+            return
+        os.replace(self.beside, self.beside_aside)
+        try:
+            yield
+        except OSError:
+            os.replace(self.beside_aside, self.beside)
+            raise
+        self.beside_aside.unlink()
 
     def _swap(self) -> None:
         if not self.target.is_dir():
@@ -100,11 +120,14 @@ class Place:
         except OSError:
             os.rename(self.aside, self.target)
             raise
-        os.rename(self.aside, self.partial)  # from here on it is rubbish, which nobody puts back
+        with suppress(OSError):  # the new one has its name, and the next export clears this away
+            os.rename(self.aside, self.partial)  # from here on it is rubbish, which nobody puts back
 
     def _put_back(self) -> None:
         if self.aside.is_dir() and not self.target.exists():
             os.rename(self.aside, self.target)
+            if self.beside_aside.is_file() and not self.beside.exists():
+                os.rename(self.beside_aside, self.beside)
 
 
 def put_back(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,16 @@ class FinishedRun:
         """Loads the data that it was trained on."""
         return load_data(self.experiment.data)
 
-    def story(self, student: keras.Model) -> dict[str, Any]:
-        """Returns, as plain data, what the student was distilled from and how, and what it came to."""
+    def story(self, student: keras.Model, notice: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+        """Returns, as plain data, what the student was distilled from and how, and what it came to.
+
+        Args:
+            student: of the run.
+            notice: is told in a line what could not be found out.
+        """
         experiment, method = self.experiment, self.experiment.methods[self.method]
         teacher = None if experiment.teacher is None else experiment.teacher.model_dump(exclude_defaults=True)
-        network = self._teacher() if method.terms else None
+        network = self._teacher(notice) if method.terms else None
         return {
             "experiment": experiment.name,
             "method": self.method,
@@ -76,13 +81,19 @@ class FinishedRun:
             "trained_with": self.environment.get("versions", self.summary.get("versions")),
         }
 
-    def _teacher(self) -> keras.Model | None:
-        """Loads the teacher, to tell where the terms looked; None if its file is gone."""
+    def _teacher(self, notice: Callable[[str], None]) -> keras.Model | None:
+        """Loads the teacher, to tell where the terms looked; None if its file is gone or damaged."""
         spec = self.experiment.teacher
         file = self.folder.parent / f"{TEACHER}-seed0" / "student.keras"
         if spec is not None and spec.path is not None:
             file = Path(spec.path)
-        return construct(Network(path=str(file)), TEACHER) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            return construct(Network(path=str(file)), TEACHER)
+        except ExperimentError as error:  # the student is sound without it
+            notice(f"The model card cannot name the teacher's layers where they are the default. {error}")
+            return None
 
     def _accuracies(self) -> dict[str, Any]:
         """Accuracy on the test images of this run, and of the method, the baseline and the teacher over their seeds."""

@@ -14,9 +14,11 @@ import tensorflow as tf
 from spkd_keras.distiller import taps
 from spkd_keras.experiment import ExperimentError, Network
 from spkd_keras.export import litert_format, saved_model_format
+from spkd_keras.export.classifier import image_shape_and_classes
 from spkd_keras.export.formats import INPUT_DTYPES
 from spkd_keras.export.metadata import OUTPUTS, Metadata
 from spkd_keras.export.placing import is_partial, put_back
+from spkd_keras.export.serving import read_picture
 from spkd_keras.training.build import construct
 
 SMALLEST_PROBABILITY = 1e-30  # of which a logarithm is taken
@@ -111,6 +113,17 @@ class Runner(abc.ABC):
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Runs checked pixels of `input_dtype`."""
 
+    def other_ways(self, pixels: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Runs images in each way that the file has beside the one of `run`.
+
+        Args:
+            pixels: shape (n, *image_shape), uint8.
+
+        Yields:
+            The pixels that the network is to see in this way, which are other ones where it crops, and its outputs.
+        """
+        yield from ()
+
     def predict(self, pixels: np.ndarray, batch_size: int = 32) -> dict[str, np.ndarray]:
         """Classifies images.
 
@@ -159,9 +172,9 @@ class KerasRunner(Runner):
         super().__init__(path)
         file = path / "student.keras" if path.is_dir() else path
         self.network = construct(Network(path=str(file)), str(path))
+        self.image_shape, self.classes = image_shape_and_classes(self.network, f"{path}: a classifier of images")
         self.gives_probabilities = taps.gives_probabilities(self.network, taps.LOGITS)
-        self.image_shape = tuple(self.network.inputs[0].shape[1:])
-        self.classes, self.input_dtype = self.network.outputs[0].shape[-1], "float32"
+        self.input_dtype = "float32"
         self.threads = tf.config.threading.get_intra_op_parallelism_threads() or self.threads
         names = _class_names_beside(file)
         self.class_names = names if names and len(names) == self.classes else None
@@ -188,8 +201,19 @@ class SavedModelRunner(Runner):
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Calls the signature for the pixels' dtype."""
-        outputs = self.signatures[pixels.dtype.name](image=tf.constant(pixels))
-        return {name: value.numpy() for name, value in outputs.items()}
+        return _as_numpy(self.signatures[pixels.dtype.name](image=tf.constant(pixels)))
+
+    def other_ways(self, pixels: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Calls the default signature, the one for float32, and the one for files, with pixels as PNG."""
+        all_of_them = self.loaded.signatures
+        as_float32 = tf.constant(pixels.astype("float32"))
+        yield pixels, _as_numpy(all_of_them["serving_default"](image=tf.constant(pixels.astype(self.input_dtype))))
+        yield pixels, _as_numpy(all_of_them["serving_float32"](image=as_float32))
+        if self.metadata is not None and "serving_bytes" in all_of_them:
+            files = [tf.io.encode_png(image) for image in pixels]
+            shape, resize = self.metadata.image_shape, self.metadata.resize
+            seen = pixels if resize == "stretch" else np.stack([read_picture(file, shape, resize) for file in files])
+            yield seen, _as_numpy(all_of_them["serving_bytes"](image_bytes=tf.stack(files)))
 
 
 class LiteRTRunner(Runner):
@@ -223,6 +247,10 @@ class OnnxRunner(Runner):
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Runs the session."""
         return dict(zip(OUTPUTS, self.session.run(list(OUTPUTS), {"image": pixels}), strict=True))
+
+
+def _as_numpy(outputs: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in outputs.items()}
 
 
 RUNNERS: dict[str, Callable[[Path], Runner]] = {

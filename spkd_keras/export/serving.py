@@ -12,6 +12,10 @@ from spkd_keras.export.metadata import Metadata
 DECODED_CHANNELS = (1, 3)  # that pictures can be decoded to
 
 
+class NotConvertible(RuntimeError):  # noqa: N818  (it says what a network is)
+    """A format has not what a network computes with. The message is one clear line."""
+
+
 class Serving:
     """An inference network as TensorFlow functions, with nothing else attached to them.
 

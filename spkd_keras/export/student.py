@@ -1,7 +1,8 @@
 """Exporting a student: converted, compared, and only then given its name."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from spkd_keras import models
 from spkd_keras.distiller import taps
 from spkd_keras.export import saved_model_format
 from spkd_keras.export.check import NOISE, Check, Reference, judge
+from spkd_keras.export.classifier import image_shape_and_classes
 from spkd_keras.export.folding import inference_network
 from spkd_keras.export.formats import (
     FORMATS,
@@ -26,8 +28,8 @@ from spkd_keras.export.litert_format import litert_bytes
 from spkd_keras.export.metadata import Metadata
 from spkd_keras.export.onnx_format import onnx_bytes
 from spkd_keras.export.placing import Place, digest, is_partial
-from spkd_keras.export.runners import needing_export_packages, open_runner
-from spkd_keras.export.serving import Serving
+from spkd_keras.export.runners import Runner, needing_export_packages, open_runner
+from spkd_keras.export.serving import NotConvertible, Serving
 from spkd_keras.training.folder import storing
 
 NOISE_IMAGES = 64
@@ -111,6 +113,7 @@ def export_student(
 
     Raises:
         ValueError: if an argument is not valid, the network cannot be exported, or another process writes there.
+        NotConvertible: if the format has not what the network computes with.
         StorageError: if the file cannot be written; what was at the path before is untouched.
         ExportMismatch: if the export's logits or probabilities differ by more than 1e-4 (of logits above 25, 4e-6 of
             the largest, which is float32's own rounding), or float16 or int8 loses too much accuracy; then nothing is
@@ -148,7 +151,7 @@ class Exporter:
         _check_choice("resize", resize, RESIZES)
         self.model = model
         self.network = inference_network(model)
-        shape, classes = _shape_and_classes(model)
+        shape, classes = _fixed_shape_and_classes(model)
         if resize == "crop" and (shape[0] != shape[1] or shape[2] != 3):
             raise ValueError(f"`resize` crop is for square colour images. Received: a network for {shape}.")
         names = tuple(map(str, range(classes) if class_names is None else class_names))
@@ -180,8 +183,12 @@ class Exporter:
         quantize: str | None = None,
         calibration: np.ndarray | None = None,
         largest_drop: float = LARGEST_DROP,
+        accepted: Callable[[Runner], None] | None = None,
     ) -> Export:
-        """Writes one export; arguments, result and errors as of `export_student`."""
+        """Writes one export; arguments, result and errors as of `export_student`.
+
+        `accepted` is called with what runs the export when it has passed, before it replaces what is at the path.
+        """
         self._check_arguments(path, format, quantize, calibration)
         if quantize is not None and reference.is_noise:
             raise ValueError(
@@ -192,8 +199,11 @@ class Exporter:
         place = Place(path)
         with place.held():
             _write(serving, format, place, calibration)
-            check = reference.compare(open_runner(format, place.partial))
+            runner = open_runner(format, place.partial)
+            check = reference.compare(runner)
             judge(check, quantize, largest_drop, str(path))
+            if accepted is not None:
+                accepted(runner)
             export = Export(path, format, metadata, check, _sizes(place.partial), digest(place.partial))
             place.give_name({**metadata.as_dict(), **export.as_dict()})
         return export
@@ -236,17 +246,16 @@ def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(valid)}. Received: {value!r}.")
 
 
-def _shape_and_classes(model: keras.Model) -> tuple[tuple[int, int, int], int]:
-    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
-    outputs = [tuple(tensor.shape[1:]) for tensor in model.outputs]
-    if len(shapes) != 1 or len(shapes[0]) != 3 or None in shapes[0] or len(outputs) != 1 or len(outputs[0]) != 1:
+def _fixed_shape_and_classes(model: keras.Model) -> tuple[tuple[int, int, int], int]:
+    (height, width, channels), classes = image_shape_and_classes(model, "An export")
+    if height is None or width is None or channels is None:
         raise ValueError(
-            "An export takes images of one fixed size, (height, width, channels), to one vector of logits. "
-            f"Received: '{model.name}' from {shapes} to {outputs}."
+            "An export takes images of one fixed size, (height, width, channels). "
+            f"Received: '{model.name}' for {(height, width, channels)}."
         )
     if taps.gives_probabilities(model, taps.LOGITS):
         raise ValueError(f"'{model.name}' ends in a softmax or sigmoid. Leave it out: an export has it beside logits.")
-    return shapes[0], outputs[0][0]
+    return (height, width, channels), classes
 
 
 def _write(serving: Serving, format: str, place: Place, calibration: np.ndarray | None) -> None:  # noqa: A002
@@ -254,10 +263,24 @@ def _write(serving: Serving, format: str, place: Place, calibration: np.ndarray 
         with storing(place.path):
             saved_model_format.write_saved_model(serving, place.partial)
         return
-    with needing_export_packages():
+    with needing_export_packages(), _told_in_one_line(format):
         content = (litert_bytes if format == "litert" else onnx_bytes)(serving, calibration)
     with storing(place.path):
         place.partial.write_bytes(content)
+
+
+@contextmanager
+def _told_in_one_line(format: str) -> Iterator[None]:  # noqa: A002
+    """Turns what a converter says of a network that it cannot convert, often pages, into one line."""
+    try:
+        yield
+    except (ImportError, MemoryError, NotConvertible):
+        raise
+    except Exception as error:  # each converter has errors of its own
+        reason = " ".join(str(error).split())[:300]
+        raise NotConvertible(
+            f"{format} cannot hold this network: {reason or type(error).__name__}. Use another format, or other layers."
+        ) from error
 
 
 def _sizes(path: Path) -> dict[str, int]:
