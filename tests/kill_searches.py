@@ -47,7 +47,9 @@ def at_work(folder, trial):
 
 def workers_of(process):
     """The processes that a chief has started, by their numbers, in that order."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+    )
     lines = [line.split(None, 1) for line in listed.stdout.splitlines()]
     return [int(pid) for pid, arguments in lines if "spawn_main" in arguments]
 
