@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.results import TrialResult, best_experiment
+from spkd_keras.search.tuner import trial_name
 from spkd_keras.training.run import run_experiment, with_trained_teacher
 
 CONFIRMATION = "confirmation"
@@ -36,6 +37,8 @@ def confirm(
 ) -> Confirmation | None:
     """Runs the first and the best point with each seed, as `spkd run` does, under the search's folder.
 
+    Each point's runs are under the name of its trial: with more trials another point may be the best.
+
     Returns:
         The errors; None if the first point is the best.
 
@@ -45,16 +48,17 @@ def confirm(
     first = hypermodel.space.first()
     if best.values == first:
         return None
+    points = {trial_name("0"): first, best.name: best.values}
     runs = {
         f"{name} {run.name}": run
-        for name, values in (("first", first), ("best", best.values))
-        for run in _runs(folder / CONFIRMATION / name, hypermodel.space.method(values), seeds)
+        for name, values in points.items()
+        for run in _runs(folder / CONFIRMATION / _slug(name), hypermodel.space.method(values), seeds)
     }
     observer.planned(list(runs), [name for name, run in runs.items() if (run / "summary.json").exists()])
-    errors = {}
-    for name, values in (("first", first), ("best", best.values)):
-        errors[name] = _errors(hypermodel, name, values, seeds, folder / CONFIRMATION, observer)
-    return Confirmation(seeds, errors["first"], errors["best"])
+    errors = [
+        _errors(hypermodel, name, values, seeds, folder / CONFIRMATION, observer) for name, values in points.items()
+    ]
+    return Confirmation(seeds, *errors)
 
 
 def _errors(
@@ -68,10 +72,14 @@ def _errors(
     point = best_experiment(hypermodel, values, seeds)
     method = hypermodel.space.method(values)
     point = with_trained_teacher(point, hypermodel.out / hypermodel.experiment.name)
-    point = point.model_copy(update={"name": name, "methods": {method: point.methods[method]}})
+    point = point.model_copy(update={"name": _slug(name), "methods": {method: point.methods[method]}})
     root = run_experiment(point, out, Renamed(observer, lambda run: f"{name} {run}", held_out=True))
     files = [run / "summary.json" for run in _runs(root, method, seeds)]
     return [float(json.loads(file.read_text(encoding="utf-8"))["validation_error"]) for file in files]
+
+
+def _slug(trial: str) -> str:
+    return trial.replace(" ", "-")
 
 
 def _runs(root: Path, method: str, seeds: list[int]) -> list[Path]:
