@@ -10,9 +10,12 @@ from networks import assert_same_weights
 from tiny_experiment import TINY, Listener, content, summary_of
 from tiny_search import GAMMA, WEIGHT, by_name, outcomes, tiny_search, tiny_space
 
+from spkd_keras import models
 from spkd_keras.experiment import ExperimentError, load_experiment, load_search
 from spkd_keras.observer import Renamed
 from spkd_keras.search import DistillationHyperModel
+from spkd_keras.search import search as searches
+from spkd_keras.search.distributed import free_port, variables
 from spkd_keras.search.results import best_experiment
 from spkd_keras.search.tuner import MOST_DEATHS
 from spkd_keras.training import Interrupted, StorageError, run_experiment
@@ -308,6 +311,28 @@ def test_a_trial_that_another_process_is_at_does_not_fail(tmp_path):
     with locked(search.folder / "trials" / "trial_0"), pytest.raises(ExperimentError, match="by another process"):
         search.run()
     assert not outcomes(search)
+
+
+def test_another_teacher_is_refused(tmp_path, monkeypatch):
+    """Its file may be replaced, which no experiment tells; neither the chief nor a worker mixes trials."""
+    broken(monkeypatch, ValueError("It need not train."))
+    tiny_search(tmp_path, GAMMA, trials=1).run()
+    again = tiny_search(tmp_path, GAMMA, trials=2)  # writes the same file
+    assert len(again.run().trials) == 2
+    again = tiny_search(tmp_path, GAMMA, trials=3)
+    keras.utils.set_random_seed(99)
+    models.wide_resnet(10, 0.5, image_shape=(8, 8, 1)).save(tmp_path / "teacher.keras")
+    recorded = (again.folder / "search.json").read_text()
+    with pytest.raises(ExperimentError, match=r"tiny-search was distilled from another teacher, fingerprint .*--out"):
+        again.run()
+    assert (again.folder / "search.json").read_text() == recorded
+    assert len(list(again.folder.glob("trials/trial_*"))) == 2
+    monkeypatch.setattr(searches, "wait_for_chief", lambda oracle: None)
+    with (
+        variables("worker0", "127.0.0.1", free_port()),
+        pytest.raises(ExperimentError, match=r"distilled from another teacher"),
+    ):
+        again.run()
 
 
 def test_a_full_disk_ends_the_search(tmp_path, monkeypatch):

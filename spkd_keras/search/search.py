@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import keras_tuner
 from keras_tuner import errors
 
+from spkd_keras import models
 from spkd_keras.experiment import (
     OBJECTIVES,
     Experiment,
@@ -42,6 +43,7 @@ from spkd_keras.training.folder import RunFolder, StorageError, check_writable, 
 from spkd_keras.training.interruption import Interruption
 
 RECORD = "search.json"
+FINGERPRINT = "teacher_fingerprint"  # in it, once there is a teacher
 
 
 class SearchResult(NamedTuple):
@@ -127,19 +129,18 @@ class Search:
                 self._work()
                 return None
             with locked(self.folder):
-                self._check_record()
-                return self._lead(role, workers)
+                return self._lead(role, workers, self._check_record())
 
-    def _lead(self, role: str, workers: int) -> SearchResult:
-        """Searches as the process that has the oracle."""
+    def _lead(self, role: str, workers: int, fingerprint: str | None) -> SearchResult:
+        """Searches as the process that has the oracle, with the teacher of this fingerprint if trials had one."""
         self.hypermodel.check()
         check_writable(self.folder)
-        write_json(self.folder / RECORD, self._record())
+        write_json(self.folder / RECORD, self._record() | {FINGERPRINT: fingerprint})
         make_deterministic()
         with variables(CHIEF, LOOPBACK, free_port()) if workers else contextlib.nullcontext():
             tuner = self._tuner(workers)
             self._plan(tuner.oracle)
-            _ = self.hypermodel.teacher
+            self._check_teacher(fingerprint)
             if role == ALONE and not workers:
                 _search(tuner)
             else:
@@ -172,13 +173,14 @@ class Search:
         """Trains trials that a chief on this or another machine gives out."""
         tuner = self._tuner()
         wait_for_chief(tuner.oracle)
-        self._check_record()
+        fingerprint = self._check_record()
         teacher = self._teacher_run()
         if not (self.folder / RECORD).exists() or (teacher is not None and not teacher.finished):
             raise ExperimentError(
                 f"{self.folder} has not what the chief wrote. --out must be a folder that all processes share."
             )
         make_deterministic()
+        self._check_teacher(fingerprint)
         self.observer.planned([f"trials of {tuner.tuner_id}"], [])
         with heartbeat(self.folder, tuner.tuner_id):
             _search(tuner)
@@ -208,11 +210,11 @@ class Search:
             "experiment": self.experiment.model_copy(update={"seeds": self.experiment.seeds[:1]}).to_yaml(),
         }
 
-    def _check_record(self) -> None:
-        """Checks that the folder, if something is in it, is this very search's."""
+    def _check_record(self) -> str | None:
+        """Checks that the folder, if something is in it, is this very search's; returns its teacher's fingerprint."""
         file = self.folder / RECORD
         if not file.exists():
-            return
+            return None
         import yaml
 
         before, now = json.loads(file.read_text(encoding="utf-8")), self._record()
@@ -223,6 +225,26 @@ class Search:
             raise ExperimentError(
                 f"{self.folder} holds another search ({'; '.join(fields)}). Nothing was changed. "
                 "Choose another folder with --out, or another `name`."
+            )
+        fingerprint: str | None = before.get(FINGERPRINT)
+        return fingerprint
+
+    def _check_teacher(self, recorded: str | None) -> None:
+        """Checks that trials so far had this teacher, whose file may have been replaced; writes down which it is.
+
+        Args:
+            recorded: the fingerprint of theirs; None if there was none.
+        """
+        teacher = self.hypermodel.teacher
+        if teacher is None:
+            return
+        fingerprint = models.fingerprint(teacher)
+        if recorded is None:
+            write_json(self.folder / RECORD, self._record() | {FINGERPRINT: fingerprint})
+        elif recorded != fingerprint:
+            raise ExperimentError(
+                f"{self.folder} was distilled from another teacher, fingerprint {recorded}. Received: one with "
+                f"{fingerprint}. Choose another folder with --out."
             )
 
     def _result(self, tuner: DistillationTuner) -> SearchResult:
