@@ -17,7 +17,7 @@ from spkd_keras.export import Exporter, load_runner
 from spkd_keras.export.latency import measure
 from spkd_keras.export.run import FinishedRun, resize_of, some
 from spkd_keras.export.student import SUFFIXES
-from spkd_keras.frontier.decision import Candidate
+from spkd_keras.frontier.decision import Candidate, titled
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.training import build
 from spkd_keras.training.folder import RunFolder, locked, write_json
@@ -38,12 +38,14 @@ class Students(NamedTuple):
         teacher_error: on the held-out images, a fraction.
         candidates: each student with each method, of the seeds that did not fail.
         failures: why runs or exports failed, by their names.
+        lost: titles of the students with a method of which all seeds failed.
     """
 
     folder: Path
     teacher_error: float
     candidates: list[Candidate]
     failures: dict[str, str]
+    lost: list[str]
 
 
 def train_students(
@@ -92,10 +94,14 @@ def train_students(
             failures |= _run(student, root, folder, observer, jobs)
         measure_one = partial(_measured, splits=splits, format=format, quiet=quiet)
         measured = _measure_all(students, folder, measure_one, observer, interruption, failures)
-    candidates = [
-        _candidate(student, method, measured) for student in students for method in student.experiment.methods
-    ]
-    return Students(folder, teacher_error, [c for c in candidates if c is not None], failures)
+    found = {
+        titled(student.name, method): _candidate(student, method, measured)
+        for student in students
+        for method in student.experiment.methods
+    }
+    candidates = [candidate for candidate in found.values() if candidate is not None]
+    lost = [title for title, candidate in found.items() if candidate is None]
+    return Students(folder, teacher_error, candidates, failures, lost)
 
 
 def _known(value: Any) -> Any:
@@ -197,11 +203,13 @@ def _candidate(student: StudentSpec, method: str, measured: Measured) -> Candida
     own = {seed: found for (name, one, seed), found in measured.items() if (name, one) == (student.name, method)}
     if not own:
         return None
+    compares = method != BASELINE and BASELINE in student.experiment.methods
     baselines = {
         seed: summary["validation_error"]
         for (name, one, seed), (summary, _) in measured.items()
-        if (name, one) == (student.name, BASELINE) and method != BASELINE
+        if (name, one) == (student.name, BASELINE) and compares
     }
+    seeds = student.experiment.seeds
     errors = {seed: summary["validation_error"] for seed, (summary, _) in own.items()}
     summary = next(iter(own.values()))[0]
     return Candidate(
@@ -214,4 +222,6 @@ def _candidate(student: StudentSpec, method: str, measured: Measured) -> Candida
         multiply_adds=summary["multiply_adds"],
         bytes=[found["bytes"] for _, found in own.values()],
         latencies=[found["latency"]["batches"]["1"]["median_ms"] for _, found in own.values()],
+        failed=len(seeds) - len(own),
+        baselines_failed=len(seeds) - len(baselines) if compares else 0,
     )
