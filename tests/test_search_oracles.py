@@ -152,20 +152,40 @@ def test_trials_that_fail_do_not_end_the_search(tmp_path):
     assert {trial.status for trial in oracle.trials.values()} == {"FAILED"}
 
 
-def test_a_space_that_is_used_up_ends_the_search(tmp_path):
+def choice_of(count):
     hp = keras_tuner.HyperParameters()
-    hp.Choice("depth", [1, 2], default=2)
-    for tuner in ("random", "grid"):
-        oracle = make_oracle(tuner, OBJECTIVE, hp.copy(), 5, seed=0, epochs=3)
-        oracle.verbose = 0
-        oracle._set_project_dir(str(tmp_path / tuner), "trials")
-        found = []
+    hp.Choice("depth", list(range(1, count + 1)), default=2)
+    return hp
+
+
+def tried_by(oracle, folder):
+    """What an oracle came to where the deepest is best: each trial's point, and the epochs that Hyperband gave it."""
+    oracle.verbose = 0
+    oracle.save = oracle._save_trial = lambda *_: None
+    oracle._set_project_dir(str(folder), "trials")
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the Gaussian process' own
         while (trial := oracle.create_trial("tuner0")).status == "RUNNING":
-            found.append(trial.hyperparameters.values["depth"])
-            oracle.update_trial(trial.trial_id, {"val_accuracy": 0.5})
+            point = trial.hyperparameters.values
+            found.append((point["depth"], point.get("tuner/epochs")))
+            oracle.update_trial(trial.trial_id, {"val_accuracy": point["depth"] / 100})
             trial.status = "COMPLETED"
             oracle.end_trial(trial)
-        assert found == [2, 1]
+    assert trial.status == "STOPPED"
+    return found
+
+
+def tried(folder, tuner, count, trials, epochs=3, seed=0):
+    """What ours comes to over so many points."""
+    return tried_by(make_oracle(tuner, OBJECTIVE, choice_of(count), trials, seed=seed, epochs=epochs), folder)
+
+
+@pytest.mark.parametrize("tuner", ["random", "grid", "bayesian"])
+def test_a_space_that_is_used_up_ends_the_search(tuner, tmp_path):
+    found = tried(tmp_path, tuner, 3, 8)
+    assert found[0] == (2, None)
+    assert sorted(point for point, _ in found) == [1, 2, 3], "each once"
 
 
 def test_keras_tuner_still_needs_ours(tmp_path):
@@ -192,3 +212,10 @@ def test_keras_tuner_still_prints_conditions(capsys):
     """KerasTuner 1.4.8: where this fails, `without_prints` has become needless."""
     space().to_proto()
     assert capsys.readouterr().out == "sp\n"
+
+
+def test_keras_tuner_still_repeats_points(tmp_path):
+    """KerasTuner 1.4.8: where this fails, `BayesianOracle` need not look for points that were tried."""
+    theirs = their_oracles.BayesianOptimizationOracle(OBJECTIVE, 8, hyperparameters=choice_of(3), seed=1)
+    found = tried_by(theirs, tmp_path)
+    assert len(set(found)) < len(found) == 8

@@ -69,9 +69,15 @@ class BayesianOracle(_Durable, oracles.BayesianOptimizationOracle):
     """Points where a Gaussian process expects the most, after some random ones."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Chooses a point. KerasTuner 1.4.8 forgets the random state: the number of the trial gives it here."""
+        """Chooses a point: a random one in place of one that was tried.
+
+        KerasTuner 1.4.8 trains a point again and again where the Gaussian process expects the most, and forgets the
+        random state: the number of the trial gives it here.
+        """
         self._random_state = np.random.RandomState(self.seed + len(self.trials))
         response: dict[str, Any] = super().populate_space(trial_id)
+        if response["status"] == "RUNNING" and self._duplicate(response["values"]):
+            response = self._random_populate_space()
         return response
 
 
