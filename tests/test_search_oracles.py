@@ -188,6 +188,43 @@ def test_a_space_that_is_used_up_ends_the_search(tuner, tmp_path):
     assert sorted(point for point, _ in found) == [1, 2, 3], "each once"
 
 
+@pytest.mark.parametrize("count", [2, 4, 6, 12])
+def test_hyperband_over_few_points_trains_the_best_to_the_end(count, tmp_path):
+    """40 epochs begin with rounds of 14, 5 and 2 points, or some of them."""
+    found = tried(tmp_path, "hyperband", count, 40, epochs=40)
+    points = [point for point, epochs in found]
+    assert sorted(set(points)) == list(range(1, count + 1))
+    assert (count, 40) in found, "the best one, with all epochs"
+    assert len(set(found)) == len(found)
+    short = {epochs: [point for point, e in found if e == epochs] for _, epochs in found}
+    assert min(map(len, short.values())) < count, "not all"
+
+
+def test_hyperband_over_few_points_goes_on_without_those_that_failed(tmp_path):
+    oracle = make_oracle("hyperband", OBJECTIVE, choice_of(4), 20, seed=0, epochs=8)
+    oracle.verbose = 0
+    oracle._set_project_dir(str(tmp_path), "trials")
+    found = []
+    first, second = oracle.create_trial("tuner0"), oracle.create_trial("tuner1")
+    others = [oracle.create_trial(f"tuner{n}") for n in (2, 3)]
+    assert oracle.create_trial("tuner4").status == "IDLE", "the round has not ended"
+    for trial in (first, second, *others):
+        depth = trial.hyperparameters.values["depth"]
+        found.append(depth)
+        trial.status = "FAILED" if depth == 4 else "COMPLETED"
+        if depth < 4:
+            oracle.update_trial(trial.trial_id, {"val_accuracy": depth / 100})
+        oracle.end_trial(trial)
+    assert sorted(found) == [1, 2, 3, 4]
+    assert [oracle.create_trial(f"tuner{n}").hyperparameters.values.get("depth") for n in (5, 6)] == [3, 2]
+
+
+def test_keras_tuner_still_ends_hyperband_early(tmp_path):
+    """KerasTuner 1.4.8: where this fails, `HyperbandOracle` need not go on by itself."""
+    theirs = their_oracles.HyperbandOracle(OBJECTIVE, 8, hyperparameters=choice_of(2), seed=1)
+    assert [epochs for _, epochs in tried_by(theirs, tmp_path)] == [3, 3]
+
+
 def test_keras_tuner_still_needs_ours(tmp_path):
     """KerasTuner 1.4.8: where this fails, `_Durable` or `GridOracle.reload` may have become needless."""
     theirs = their_oracles.GridSearchOracle(OBJECTIVE, max_trials=5, hyperparameters=space())
