@@ -13,7 +13,7 @@ from tiny_search import GAMMA, WEIGHT, by_name, outcomes, tiny_search, tiny_spac
 from spkd_keras import models
 from spkd_keras.experiment import ExperimentError, load_experiment, load_search
 from spkd_keras.observer import Renamed
-from spkd_keras.search import DistillationHyperModel
+from spkd_keras.search import DistillationHyperModel, TrialResult
 from spkd_keras.search import search as searches
 from spkd_keras.search.distributed import free_port, variables
 from spkd_keras.search.results import best_experiment
@@ -124,6 +124,26 @@ def test_the_best_point_keeps_the_teacher(tmp_path):
     assert other.schedule.learning_rate == 0.5
 
 
+def test_why_a_search_ended_early(tmp_path):
+    """A range of floats cannot be counted; of a method that is not chosen, nothing counts."""
+    depth = "student.depth={choice: [10, 16]}"
+
+    def told(override, methods, *found):
+        trials = [TrialResult(f"trial {n}", v, "COMPLETED", 0.5, 0.5, 1, 9, None) for n, v in enumerate(found)]
+        return tiny_search(tmp_path, depth, override, methods=methods, trials=9)._exhausted(trials)
+
+    ten, sixteen = {"student.depth": 10}, {"student.depth": 16}
+    assert told(GAMMA, ["sp"], ten).startswith("No new point was found after these 1, ")
+    weights = f"{WEIGHT}={{choice: [1.0, 2.0]}}"
+    kd = [{"methods": "kd", **one} for one in (ten, sixteen)]
+    sp = [{"methods": "sp", **one, WEIGHT: weight} for one in (ten, sixteen) for weight in (1.0, 2.0)]
+    choice = "methods={choice: {kd: kd, sp: [{loss: similarity_preserving, weight: {choice: [1.0, 2.0]}}]}}"
+    assert told(choice, None, *kd, *sp) == "There are no more points than those of these 6."
+    assert told(choice, None, *kd, *sp[1:], kd[0]).startswith("No new point")
+    assert told(weights, ["sp"], *sp[:3]).startswith("No new point")
+    assert told(GAMMA, ["sp"], *[ten] * 9) is None
+
+
 def test_an_observer_of_renamed_runs():
     listener = Listener()
     renamed = Renamed(listener, lambda run: f"small {run}", held_out=True)
@@ -189,7 +209,7 @@ def test_a_trial_that_fails_has_its_reason(grid):
     assert failed.reason.startswith("FloatingPointError: The loss is not finite in epoch 1, batch 1: gradient")
     assert again.of("failed") == ["trial 2"]
     assert [trial.name for trial in result.trials][-1] == "trial 2"
-    assert result.exhausted
+    assert result.exhausted == "There are no more points than those of these 3."
 
 
 @SLOW

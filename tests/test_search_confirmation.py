@@ -134,7 +134,7 @@ def test_the_verdict(hypermodel, case):
 
 def tuned(hypermodel, tmp_path, monkeypatch, *trials):
     """The command, over seeds 0 and 3, after a search that came to these trials."""
-    result = SearchResult(tmp_path / "runs" / "tiny-search", list(trials), tmp_path / "best.yaml", False)
+    result = SearchResult(tmp_path / "runs" / "tiny-search", list(trials), tmp_path / "best.yaml", None)
     result.folder.mkdir(parents=True)
     monkeypatch.setattr(Search, "run", lambda search, workers: result)
     options = ["--methods", "sp", "--set", GAMMA, "--seeds", "0,3", "--out", tmp_path / "runs"]

@@ -188,6 +188,14 @@ def test_a_space_that_is_used_up_ends_the_search(tuner, tmp_path):
     assert sorted(point for point, _ in found) == [1, 2, 3], "each once"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_random_search_finds_every_point(seed, tmp_path):
+    """KerasTuner 1.4.8 alone ends after 30 to 39 of them; where it finds all, `DRAWS` may have become needless."""
+    assert len(tried(tmp_path / "ours", "random", 40, 41, seed=seed)) == 40
+    theirs = their_oracles.RandomSearchOracle(OBJECTIVE, 41, hyperparameters=choice_of(40), seed=seed + 1)
+    assert len(tried_by(theirs, tmp_path / "theirs")) < 40
+
+
 @pytest.mark.parametrize("count", [2, 4, 6, 12])
 def test_hyperband_over_few_points_trains_the_best_to_the_end(count, tmp_path):
     """40 epochs begin with rounds of 14, 5 and 2 points, or some of them."""

@@ -97,7 +97,7 @@ def _show(search: "Search", result: "SearchResult", as_json: bool) -> None:
     if len(result.trials) > SHOWN:
         say(f"The first {SHOWN} of {len(result.trials)} trials; --json has all.")
     if result.exhausted:
-        say(f"There are no more points than these {len(result.trials)}.")
+        say(result.exhausted)
     for trial in result.trials:
         if trial.reason is not None:
             say(f"{trial.name} ({points(trial.values)}) failed: {trial.reason}")

@@ -15,6 +15,7 @@ from spkd_keras.training.folder import write_text
 
 ENDED = ("COMPLETED", "FAILED")
 UNLIMITED = 10**9
+DRAWS = 1000  # without a new point, after which there is none; KerasTuner 1.4.8 draws 20, and misses points
 
 
 class _Durable(keras_tuner.Oracle):
@@ -172,6 +173,8 @@ def make_oracle(
     if tuner == "hyperband":
         oracle = HyperbandOracle(max_epochs=epochs, hyperband_iterations=UNLIMITED, **common)
         oracle.max_trials = trials
-        return oracle
-    kinds = {"random": RandomOracle, "bayesian": BayesianOracle, "grid": GridOracle}
-    return kinds[tuner](max_trials=trials, **common)
+    else:
+        kinds = {"random": RandomOracle, "bayesian": BayesianOracle, "grid": GridOracle}
+        oracle = kinds[tuner](max_trials=trials, **common)
+    oracle._max_collisions = DRAWS
+    return oracle

@@ -36,8 +36,8 @@ from spkd_keras.search.distributed import (
     without_prints,
 )
 from spkd_keras.search.hypermodel import DistillationHyperModel
-from spkd_keras.search.oracles import make_oracle
-from spkd_keras.search.results import TrialResult, read_trials, write_best
+from spkd_keras.search.oracles import DRAWS, make_oracle
+from spkd_keras.search.results import TrialResult, is_used_up, read_trials, write_best
 from spkd_keras.search.tuner import TRIALS, DistillationTuner, finished, make_deterministic, trial_name
 from spkd_keras.training.folder import RunFolder, StorageError, check_writable, locked, write_json
 from spkd_keras.training.interruption import Interruption
@@ -53,13 +53,13 @@ class SearchResult(NamedTuple):
         folder: of the search.
         trials: the best first.
         best: the path of `best.yaml`; None if all trials failed.
-        exhausted: whether the space has no more points than were tried.
+        exhausted: why there are fewer trials than were asked for, as a sentence; None if there are not.
     """
 
     folder: Path
     trials: list[TrialResult]
     best: Path | None
-    exhausted: bool
+    exhausted: str | None
 
 
 class Search:
@@ -251,7 +251,14 @@ class Search:
         trials = read_trials(tuner.oracle, self.hypermodel, self.folder / TRIALS)
         best = trials[0] if trials and trials[0].score is not None else None
         path = best and write_best(self.hypermodel, best, self.folder, self.experiment.seeds)
-        return SearchResult(self.folder, trials, path, len(trials) < self.trials)
+        return SearchResult(self.folder, trials, path, self._exhausted(trials))
+
+    def _exhausted(self, trials: list[TrialResult]) -> str | None:
+        if len(trials) >= self.trials:
+            return None
+        if self.tuner_name == "grid" or is_used_up(self.space, trials):
+            return f"There are no more points than those of these {len(trials)}."
+        return f"No new point was found after these {len(trials)}, drawn at random {DRAWS} times."
 
 
 def _search(tuner: DistillationTuner) -> None:
