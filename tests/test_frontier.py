@@ -105,6 +105,8 @@ def test_sizes_and_times():
     for text in ("2", "MB", "-2MB", "0MB", "2mb", "2 MB 3"):
         with pytest.raises(ExperimentError, match=r"--size takes a number above 0 and a unit .*for example 2MB"):
             read_size(text)
+    with pytest.raises(ExperimentError, match=r"--size must be at least 1B\. Received: 0\.5B"):
+        read_size("0.5B")
     with pytest.raises(ExperimentError, match=r"--latency takes .*Received: 5"):
         read_latency("5")
 

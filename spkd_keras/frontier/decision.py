@@ -241,9 +241,12 @@ def read_size(text: str) -> int:
     """Reads a size, `2MB`.
 
     Raises:
-        ExperimentError: if it is none.
+        ExperimentError: if it is none, or less than a byte.
     """
-    return int(_read("--size", text, SIZES, "2MB"))
+    size = int(_read("--size", text, SIZES, "2MB"))
+    if size < 1:
+        raise ExperimentError(f"--size must be at least 1B. Received: {text}.")
+    return size
 
 
 def read_latency(text: str) -> float:
