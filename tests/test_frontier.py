@@ -1,5 +1,10 @@
 """Which students are on the front, and which is the smallest that is good enough: on numbers by hand."""
 
+import hashlib
+import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 from tiny_experiment import TINY
 
@@ -159,3 +164,37 @@ def test_failed_seeds_are_counted(tmp_path):
     assert _candidate(student, "student", found) is None
     alone = _candidate(other, "student", found)
     assert (alone.seeds, alone.failed, alone.baselines_failed) == ([0], 1, 0)
+
+
+def test_a_latency_is_measured_again_elsewhere(tmp_path, monkeypatch):
+    """What an export weighs is the same on any machine; how long it takes is not."""
+    from spkd_keras.frontier import students
+
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (tmp_path / "student.keras").write_bytes(b"weights")
+    (folder / "student.tflite").write_bytes(b"export")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    record = folder / "litert-frontier.json"
+    record.write_text(json.dumps({"student": digest, "bytes": 6, "latency": "of another version of ours"}))
+    times, splits = iter(range(10)), SimpleNamespace(validation="held out")
+    monkeypatch.setattr(students, "some", lambda images, count: (images, None))
+    monkeypatch.setattr(students, "load_runner", lambda path: path)
+    monkeypatch.setattr(students, "measure", lambda runner, pixels: {"file": runner.name, "time": next(times)})
+
+    def measured_here():
+        found = students._measured(SimpleNamespace(folder=tmp_path), splits, "litert", nullcontext)
+        assert found == json.loads(record.read_text())
+        assert (found["bytes"], found["latency"]["file"]) == (6, "student.tflite")
+        return found["latency"]["time"]
+
+    assert [measured_here(), measured_here()] == [0, 0]
+    for module, name, value in [
+        (students.platform, "node", lambda: "another"),
+        (students, "machine", lambda: "a faster one"),
+        (students.os, "sched_getaffinity", lambda _: range(99)),
+        (students.metadata, "version", lambda name: f"{name} 9"),
+    ]:
+        before = measured_here()
+        monkeypatch.setattr(module, name, value)
+        assert [measured_here(), measured_here()] == [before + 1, before + 1], name
