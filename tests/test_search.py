@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from networks import assert_same_weights
+from sklearn.gaussian_process import GaussianProcessRegressor
 from tiny_experiment import TINY, Listener, content, summary_of
 from tiny_search import GAMMA, WEIGHT, by_name, outcomes, tiny_search, tiny_space
 
@@ -268,6 +269,20 @@ def test_hyperband_goes_on_from_the_whole_state(tmp_path):
     ours, theirs = (keras.saving.load_model(path / "student.keras") for path in (folders[1], alone / "sp-seed0"))
     assert_same_weights(ours, theirs)
     assert (alone / "sp-seed0" / "history.csv").read_text().splitlines() == rows[1]
+
+
+@SLOW
+def test_a_bayesian_search_trains(tmp_path, monkeypatch):
+    """The first three points are random, the fourth is where the Gaussian process of these expects the most."""
+    fitted, fit = [], GaussianProcessRegressor.fit
+    monkeypatch.setattr(GaussianProcessRegressor, "fit", lambda gpr, x, y: fitted.append(y) or fit(gpr, x, y))
+    result = tiny_search(tmp_path, GAMMA, SHORT, trials=4, tuner="bayesian").run()
+    trials = by_name(result)
+    assert [trial.status for trial in result.trials] == ["COMPLETED"] * 4
+    assert [len(y) for y in fitted] == [3]
+    assert trials["trial 0"].values == {WEIGHT: 3000.0}
+    assert len({trial.values[WEIGHT] for trial in result.trials}) == 4
+    assert sorted(-fitted[0]) == pytest.approx(sorted(trials[f"trial {n}"].score for n in range(3)))
 
 
 @SLOW

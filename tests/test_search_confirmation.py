@@ -134,7 +134,8 @@ def test_the_verdict(hypermodel, case):
 
 def tuned(hypermodel, tmp_path, monkeypatch, *trials):
     """The command, over seeds 0 and 3, after a search that came to these trials."""
-    result = SearchResult(tmp_path / "runs" / "tiny-search", list(trials), tmp_path / "best.yaml", None)
+    best = None if trials[0].error is None else tmp_path / "best.yaml"
+    result = SearchResult(tmp_path / "runs" / "tiny-search", list(trials), best, None)
     result.folder.mkdir(parents=True)
     monkeypatch.setattr(Search, "run", lambda search, workers: result)
     options = ["--methods", "sp", "--set", GAMMA, "--seeds", "0,3", "--out", tmp_path / "runs"]
@@ -168,3 +169,11 @@ def test_the_trials_are_shown_before_the_confirmation(hypermodel, tmp_path, monk
     assert done.exit_code == 130
     assert "tiny: trials" in done.stdout
     assert json.loads((folder / "trials.json").read_text())["confirmation"] is None
+
+
+def test_the_command_fails_if_all_trials_do(hypermodel, tmp_path, monkeypatch):
+    done, folder = tuned(hypermodel, tmp_path, monkeypatch, FAILED, FAILED._replace(name="trial 1"))
+    assert done.exit_code == 1
+    assert done.stderr.endswith("spkd: All 2 trials failed. The first: NaN\n")
+    assert f"trial 1 ({WEIGHT}=3000.0) failed: NaN" in done.stdout
+    assert json.loads((folder / "trials.json").read_text())["best"] is None
