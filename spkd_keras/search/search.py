@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,11 @@ from spkd_keras.experiment import (
 from spkd_keras.observer import Observer
 from spkd_keras.search.chief import Chief
 from spkd_keras.search.distributed import (
+    ADDRESS,
     ALONE,
     CHIEF,
     LOOPBACK,
+    PORT,
     WORKER,
     free_port,
     heartbeat,
@@ -140,7 +143,8 @@ class Search:
         with variables(CHIEF, LOOPBACK, free_port()) if workers else contextlib.nullcontext():
             tuner = self._tuner(workers)
             self._plan(tuner.oracle)
-            self._check_teacher(fingerprint)
+            fingerprint = self._check_teacher(fingerprint)
+            write_json(self.folder / RECORD, self._record() | {FINGERPRINT: fingerprint})
             if role == ALONE and not workers:
                 _search(tuner)
             else:
@@ -169,9 +173,11 @@ class Search:
             [*(names if teacher is not None and teacher.finished else []), *done],
         )
 
-    def _work(self) -> None:
-        """Trains trials that a chief on this or another machine gives out."""
+    def _work(self, quiet: bool = False) -> None:
+        """Trains trials that a chief on this or another machine gives out; quiet, if that chief started it."""
         tuner = self._tuner()
+        if not quiet:
+            self.observer.noticed(f"Waiting for a chief on {os.environ[ADDRESS]}:{os.environ[PORT]}.")
         wait_for_chief(tuner.oracle)
         fingerprint = self._check_record()
         teacher = self._teacher_run()
@@ -181,7 +187,7 @@ class Search:
             )
         make_deterministic()
         self._check_teacher(fingerprint)
-        self.observer.planned([f"trials of {tuner.tuner_id}"], [])
+        self.observer.planned([trial_name(str(index)) for index in range(self.trials)], [])
         with heartbeat(self.folder, tuner.tuner_id):
             _search(tuner)
 
@@ -229,23 +235,20 @@ class Search:
         fingerprint: str | None = before.get(FINGERPRINT)
         return fingerprint
 
-    def _check_teacher(self, recorded: str | None) -> None:
-        """Checks that trials so far had this teacher, whose file may have been replaced; writes down which it is.
+    def _check_teacher(self, recorded: str | None) -> str | None:
+        """Checks that trials so far had this teacher, whose file may have been replaced; returns its fingerprint.
 
         Args:
             recorded: the fingerprint of theirs; None if there was none.
         """
         teacher = self.hypermodel.teacher
-        if teacher is None:
-            return
-        fingerprint = models.fingerprint(teacher)
-        if recorded is None:
-            write_json(self.folder / RECORD, self._record() | {FINGERPRINT: fingerprint})
-        elif recorded != fingerprint:
+        fingerprint = None if teacher is None else models.fingerprint(teacher)
+        if None not in (recorded, fingerprint) and recorded != fingerprint:
             raise ExperimentError(
                 f"{self.folder} was distilled from another teacher, fingerprint {recorded}. Received: one with "
                 f"{fingerprint}. Choose another folder with --out."
             )
+        return fingerprint
 
     def _result(self, tuner: DistillationTuner) -> SearchResult:
         trials = read_trials(tuner.oracle, self.hypermodel, self.folder / TRIALS)
@@ -273,5 +276,4 @@ def _search(tuner: DistillationTuner) -> None:
 
 def _as_worker(arguments: dict[str, Any], observer: Observer, interruption: Interruption) -> None:
     """Takes part in a search in a process of its own."""
-    search = Search(**arguments, observer=observer, interruption=interruption)
-    search.run()
+    Search(**arguments, observer=observer, interruption=interruption)._work(quiet=True)
