@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tiny_search import GAMMA, tiny_search
 
+from spkd_keras.search.distributed import ADDRESS, LOOPBACK, PORT, TUNER_ID
+
 EPOCHS = "schedule.epochs=3"
 
 
@@ -18,10 +20,28 @@ def search_of(folder, **options):
     return tiny_search(Path(folder), GAMMA, EPOCHS, **options)
 
 
-def begin(folder, trials, workers=0, **variables):
+def begin(folder, trials, workers=0):
     """Begins it in a process of its own."""
     arguments = [sys.executable, __file__, str(folder), str(trials), str(workers)]
-    return subprocess.Popen(arguments, env={**os.environ, **variables}, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+
+
+def begin_command(folder, trials, tuner_id, port):
+    """Begins it by the command line, as a chief or a worker by KerasTuner's variables."""
+    command = [sys.executable, "-c", "from spkd_keras.cli import main; main()", "tune", f"{folder}/tiny.yaml"]
+    options = ["--trials", str(trials), "--methods", "sp", "--out", f"{folder}/runs"]
+    for change in (f"teacher={{path: {folder}/teacher.keras}}", GAMMA, EPOCHS):
+        options += ["--set", change]
+    variables = {TUNER_ID: tuner_id, ADDRESS: LOOPBACK, PORT: str(port)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *options], env={**os.environ, **variables}, **pipes)
+
+
+def trial_of(folder, tuner_id):
+    """The folder's name of the trial that a worker is at; None if it is at none."""
+    state = Path(folder) / "runs" / "tiny-search" / "trials" / "oracle.json"
+    ongoing = json.loads(state.read_text(encoding="utf-8"))["ongoing_trials"] if state.exists() else {}
+    return f"trial_{ongoing[tuner_id]}" if tuner_id in ongoing else None
 
 
 def wait_until(happened, process, seconds=120):

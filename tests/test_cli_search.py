@@ -79,16 +79,12 @@ def test_tune(file, tmp_path):
     for trial in answer["trials"][:2]:
         assert [trial["name"].split()[1], f"{100 * trial['error']:.2f}", "1"] in [row[:3] for row in rows]
     assert "trial 2 (methods.sp.terms.0.weight=1.0e+35) failed: FloatingPointError: The loss is not" in done.stdout
-    best = answer["trials"][0]
-    if best["name"] == "trial 0":
-        assert "No point beat the given one (methods.sp.terms.0.weight=3000.0)." in words(done.stdout)
-        assert answer["confirmation"] is None
-    else:
-        both = answer["confirmation"]
-        assert both["best"][0] == best["error"]
-        assert both["differences"] == [b - f for b, f in zip(both["best"], both["first"], strict=True)]
-        assert "the given one (methods.sp.terms.0.weight=3000.0): " in words(done.stdout)
-        assert "of 2 seeds (sign test: p = " in words(done.stdout)
+    best, both = answer["trials"][0], answer["confirmation"]
+    assert (best["name"], both["seeds"], both["failures"]) == ("trial 1", [0, 1], {})
+    assert both["best"][0] == best["error"] < both["first"][0]
+    assert both["differences"] == [b - f for b, f in zip(both["best"], both["first"], strict=True)]
+    assert "beat the given one (methods.sp.terms.0.weight=3000.0): -" in words(done.stdout)
+    assert "fewer errors in 2 of 2 seeds (sign test: p = 0.5)." in words(done.stdout)
     for name in ("best.yaml", "trials-parallel.png", "trials-parallel.svg"):
         assert str(folder / name) in words(done.stdout)
         assert (folder / name).stat().st_size
@@ -98,17 +94,6 @@ def test_tune(file, tmp_path):
     ran = call("run", folder / "best.yaml", "--out", tmp_path / "best", "--no-check", "--seeds", "0", "--json")
     assert ran.exit_code == 0, ran.output
     assert {method["method"] for method in json.loads(ran.stdout)[0]["methods"]} == {"student", "sp"}
-
-
-@SLOW
-def test_tune_fails_if_all_trials_do(file, tmp_path):
-    teacher = f"teacher={{path: {untrained_teacher(tmp_path)}}}"
-    varying = f"{WEIGHT}={{choice: [1.0e+35]}}"
-    options = ["--methods", "sp", "--out", tmp_path / "runs", "--set", teacher, "--set", varying]
-    done = call("tune", file, "--trials", 2, *options)
-    assert done.exit_code == 1
-    assert "spkd: All 1 trials failed. The first: FloatingPointError: The loss is not finite" in done.stderr
-    assert not (tmp_path / "runs" / "tiny-search" / "best.yaml").exists()
 
 
 @SLOW

@@ -1,8 +1,14 @@
 """Which students are on the front, and which is the smallest that is good enough: on numbers by hand."""
 
-import pytest
+import hashlib
+import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
-from spkd_keras.experiment import ExperimentError
+import pytest
+from tiny_experiment import TINY
+
+from spkd_keras.experiment import ExperimentError, load_students
 from spkd_keras.frontier import COSTS, Candidate, Constraints, decide, pareto
 from spkd_keras.frontier.decision import percent_range, read_latency, read_size
 
@@ -104,6 +110,8 @@ def test_sizes_and_times():
     for text in ("2", "MB", "-2MB", "0MB", "2mb", "2 MB 3"):
         with pytest.raises(ExperimentError, match=r"--size takes a number above 0 and a unit .*for example 2MB"):
             read_size(text)
+    with pytest.raises(ExperimentError, match=r"--size must be at least 1B\. Received: 0\.5B"):
+        read_size("0.5B")
     with pytest.raises(ExperimentError, match=r"--latency takes .*Received: 5"):
         read_latency("5")
 
@@ -111,3 +119,82 @@ def test_sizes_and_times():
 def test_ranges():
     assert percent_range([0.25, 0.5, 0.375]) == "37.50% (25.00 to 50.00)"
     assert percent_range([0.25]) == percent_range([0.25, 0.25 + 1e-9]) == "25.00%"
+
+
+# --- seeds that failed -----------------------------------------------------------------------------------------------
+
+
+def test_a_student_with_seeds_that_failed_is_not_good_enough():
+    fragile = SMALL_SP._replace(seeds=[1], errors=[0.04], differences=[], failed=1, baselines_failed=2)
+    decision = decide([fragile, LARGE_SP], TEACHER, Constraints(1.0))
+    assert (decision.met, decision.chosen) == (True, LARGE_SP)
+    assert decision.sentences[-1] == ("small, sp would do, but 1 of 2 seeds failed: it is not counted as good enough.")
+    alone = decide([fragile], TEACHER, Constraints(1.0), ["small, the student alone"])
+    assert (alone.met, alone.chosen) == (False, fragile)
+    assert alone.sentences[0].endswith("1 ms: 1 of 2 seeds failed.")
+    assert alone.sentences[1:] == [
+        "The student alone failed with 2 of 2 seeds: there is no seed to compare by.",
+        "small, the student alone has no part in this: all its seeds failed.",
+    ]
+
+
+def test_a_baseline_with_seeds_that_failed():
+    one = LARGE_SP._replace(differences=[-0.01], baselines_failed=1)
+    assert decide([one], TEACHER, Constraints(1.0)).sentences[1:] == [
+        "sp beat the same-seed baseline of large: -1.00 points of error in the median, fewer errors in 1 of 1 seeds "
+        "(sign test: p = 1).",
+        "The student alone failed with 1 of 2 seeds.",
+    ]
+
+
+def measured(error):
+    summary = {"validation_error": error, "parameters": 100, "multiply_adds": 1000}
+    return summary, {"bytes": 500, "latency": {"batches": {"1": {"median_ms": 1.0}}}}
+
+
+def test_failed_seeds_are_counted(tmp_path):
+    from spkd_keras.frontier.students import _candidate
+
+    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    widths = ["student.width={choice: [0.25, 0.5]}"]
+    _, (student, other) = load_students(tmp_path / "tiny.yaml", widths, ["student", "sp"], [0, 1])
+    found = {(student.name, "sp", 1): measured(0.05), (other.name, "student", 0): measured(0.07)}
+    sp = _candidate(student, "sp", found)
+    assert (sp.seeds, sp.failed, sp.baselines_failed, sp.differences) == ([1], 1, 2, [])
+    assert _candidate(student, "student", found) is None
+    alone = _candidate(other, "student", found)
+    assert (alone.seeds, alone.failed, alone.baselines_failed) == ([0], 1, 0)
+
+
+def test_a_latency_is_measured_again_elsewhere(tmp_path, monkeypatch):
+    """What an export weighs is the same on any machine; how long it takes is not."""
+    from spkd_keras.frontier import students
+
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (tmp_path / "student.keras").write_bytes(b"weights")
+    (folder / "student.tflite").write_bytes(b"export")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    record = folder / "litert-frontier.json"
+    record.write_text(json.dumps({"student": digest, "bytes": 6, "latency": "of another version of ours"}))
+    times, splits = iter(range(10)), SimpleNamespace(validation="held out")
+    monkeypatch.setattr(students, "some", lambda images, count: (images, None))
+    monkeypatch.setattr(students, "load_runner", lambda path: path)
+    monkeypatch.setattr(students, "measure", lambda runner, pixels: {"file": runner.name, "time": next(times)})
+
+    def measured_here():
+        found = students._measured(SimpleNamespace(folder=tmp_path), splits, "litert", nullcontext)
+        assert found == json.loads(record.read_text())
+        assert (found["bytes"], found["latency"]["file"]) == (6, "student.tflite")
+        return found["latency"]["time"]
+
+    assert [measured_here(), measured_here()] == [0, 0]
+    for module, name, value in [
+        (students.platform, "node", lambda: "another"),
+        (students, "machine", lambda: "a faster one"),
+        (students.os, "sched_getaffinity", lambda _: range(99)),
+        (students.metadata, "version", lambda name: f"{name} 9"),
+    ]:
+        before = measured_here()
+        monkeypatch.setattr(module, name, value)
+        assert [measured_here(), measured_here()] == [before + 1, before + 1], name

@@ -5,20 +5,18 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
-import tensorflow as tf
 from networks import assert_same_weights
+from sklearn.gaussian_process import GaussianProcessRegressor
 from tiny_experiment import TINY, Listener, content, summary_of
 from tiny_search import GAMMA, WEIGHT, by_name, outcomes, tiny_search, tiny_space
 
 from spkd_keras.experiment import ExperimentError, load_experiment, load_search
 from spkd_keras.observer import Renamed
-from spkd_keras.search import DistillationHyperModel
+from spkd_keras.search import DistillationHyperModel, TrialResult
 from spkd_keras.search.results import best_experiment
-from spkd_keras.search.tuner import MOST_DEATHS
-from spkd_keras.training import Interrupted, StorageError, run_experiment
+from spkd_keras.training import Interrupted, run_experiment
 from spkd_keras.training.folder import locked
 from spkd_keras.training.interruption import Interruption
-from spkd_keras.training.train import Training
 
 SHORT = "schedule.epochs=1"
 SLOW = pytest.mark.slow
@@ -121,6 +119,26 @@ def test_the_best_point_keeps_the_teacher(tmp_path):
     assert other.schedule.learning_rate == 0.5
 
 
+def test_why_a_search_ended_early(tmp_path):
+    """A range of floats cannot be counted; of a method that is not chosen, nothing counts."""
+    depth = "student.depth={choice: [10, 16]}"
+
+    def told(override, methods, *found):
+        trials = [TrialResult(f"trial {n}", v, "COMPLETED", 0.5, 0.5, 1, 9, None) for n, v in enumerate(found)]
+        return tiny_search(tmp_path, depth, override, methods=methods, trials=9)._exhausted(trials)
+
+    ten, sixteen = {"student.depth": 10}, {"student.depth": 16}
+    assert told(GAMMA, ["sp"], ten).startswith("No new point was found after these 1, ")
+    weights = f"{WEIGHT}={{choice: [1.0, 2.0]}}"
+    kd = [{"methods": "kd", **one} for one in (ten, sixteen)]
+    sp = [{"methods": "sp", **one, WEIGHT: weight} for one in (ten, sixteen) for weight in (1.0, 2.0)]
+    choice = "methods={choice: {kd: kd, sp: [{loss: similarity_preserving, weight: {choice: [1.0, 2.0]}}]}}"
+    assert told(choice, None, *kd, *sp) == "There are no more points than those of these 6."
+    assert told(choice, None, *kd, *sp[1:], kd[0]).startswith("No new point")
+    assert told(weights, ["sp"], *sp[:3]).startswith("No new point")
+    assert told(GAMMA, ["sp"], *[ten] * 9) is None
+
+
 def test_an_observer_of_renamed_runs():
     listener = Listener()
     renamed = Renamed(listener, lambda run: f"small {run}", held_out=True)
@@ -186,7 +204,7 @@ def test_a_trial_that_fails_has_its_reason(grid):
     assert failed.reason.startswith("FloatingPointError: The loss is not finite in epoch 1, batch 1: gradient")
     assert again.of("failed") == ["trial 2"]
     assert [trial.name for trial in result.trials][-1] == "trial 2"
-    assert result.exhausted
+    assert result.exhausted == "There are no more points than those of these 3."
 
 
 @SLOW
@@ -248,6 +266,20 @@ def test_hyperband_goes_on_from_the_whole_state(tmp_path):
 
 
 @SLOW
+def test_a_bayesian_search_trains(tmp_path, monkeypatch):
+    """The first three points are random, the fourth is where the Gaussian process of these expects the most."""
+    fitted, fit = [], GaussianProcessRegressor.fit
+    monkeypatch.setattr(GaussianProcessRegressor, "fit", lambda gpr, x, y: fitted.append(y) or fit(gpr, x, y))
+    result = tiny_search(tmp_path, GAMMA, SHORT, trials=4, tuner="bayesian").run()
+    trials = by_name(result)
+    assert [trial.status for trial in result.trials] == ["COMPLETED"] * 4
+    assert [len(y) for y in fitted] == [3]
+    assert trials["trial 0"].values == {WEIGHT: 3000.0}
+    assert len({trial.values[WEIGHT] for trial in result.trials}) == 4
+    assert sorted(-fitted[0]) == pytest.approx(sorted(trials[f"trial {n}"].score for n in range(3)))
+
+
+@SLOW
 def test_any_tuner_of_keras_tuner_takes_the_hypermodel(tmp_path):
     hypermodel = DistillationHyperModel(*tiny_space(tmp_path, GAMMA, "schedule.epochs=3"), tmp_path / "runs")
     tuner = keras_tuner.Hyperband(
@@ -272,47 +304,3 @@ def test_any_tuner_of_keras_tuner_takes_the_hypermodel(tmp_path):
         np.testing.assert_array_equal(variable.numpy(), value)
     with pytest.raises(ValueError, match="`search` takes no data"):
         hypermodel.fit(last.hyperparameters, distiller, np.zeros(3))
-
-
-# --- what goes wrong -------------------------------------------------------------------------------------------------
-
-
-def broken(monkeypatch, error):
-    def run(self):
-        raise error
-
-    monkeypatch.setattr(Training, "run", run)
-
-
-def test_all_trials_may_fail(tmp_path, monkeypatch):
-    memory = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\nwith shape[9]")
-    broken(monkeypatch, memory)
-    result = tiny_search(tmp_path, GAMMA, trials=2).run()
-    assert result.best is None
-    assert [trial.status for trial in result.trials] == ["FAILED"] * 2
-    assert all(t.reason.startswith("ResourceExhaustedError: OOM when allocating tensor with") for t in result.trials)
-
-
-def test_a_trial_whose_process_dies_again_and_again_fails(tmp_path, monkeypatch):
-    broken(monkeypatch, SystemExit("killed"))  # as good as a process that is gone
-    search = tiny_search(tmp_path, GAMMA, trials=1)
-    for _ in range(MOST_DEATHS):
-        with pytest.raises(SystemExit):
-            search.run()
-    (trial,) = search.run().trials
-    assert trial.reason.startswith("RuntimeError: Its process died 3 times before a first checkpoint")
-
-
-def test_a_trial_that_another_process_is_at_does_not_fail(tmp_path):
-    search = tiny_search(tmp_path, GAMMA, trials=1)
-    with locked(search.folder / "trials" / "trial_0"), pytest.raises(ExperimentError, match="by another process"):
-        search.run()
-    assert not outcomes(search)
-
-
-def test_a_full_disk_ends_the_search(tmp_path, monkeypatch):
-    broken(monkeypatch, StorageError("There is no room."))
-    search = tiny_search(tmp_path, GAMMA, trials=4)
-    with pytest.raises(StorageError, match="There is no room"):
-        search.run()
-    assert not outcomes(search)

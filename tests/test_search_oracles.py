@@ -152,20 +152,85 @@ def test_trials_that_fail_do_not_end_the_search(tmp_path):
     assert {trial.status for trial in oracle.trials.values()} == {"FAILED"}
 
 
-def test_a_space_that_is_used_up_ends_the_search(tmp_path):
+def choice_of(count):
     hp = keras_tuner.HyperParameters()
-    hp.Choice("depth", [1, 2], default=2)
-    for tuner in ("random", "grid"):
-        oracle = make_oracle(tuner, OBJECTIVE, hp.copy(), 5, seed=0, epochs=3)
-        oracle.verbose = 0
-        oracle._set_project_dir(str(tmp_path / tuner), "trials")
-        found = []
+    hp.Choice("depth", list(range(1, count + 1)), default=2)
+    return hp
+
+
+def tried_by(oracle, folder):
+    """What an oracle came to where the deepest is best: each trial's point, and the epochs that Hyperband gave it."""
+    oracle.verbose = 0
+    oracle.save = oracle._save_trial = lambda *_: None
+    oracle._set_project_dir(str(folder), "trials")
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the Gaussian process' own
         while (trial := oracle.create_trial("tuner0")).status == "RUNNING":
-            found.append(trial.hyperparameters.values["depth"])
-            oracle.update_trial(trial.trial_id, {"val_accuracy": 0.5})
+            point = trial.hyperparameters.values
+            found.append((point["depth"], point.get("tuner/epochs")))
+            oracle.update_trial(trial.trial_id, {"val_accuracy": point["depth"] / 100})
             trial.status = "COMPLETED"
             oracle.end_trial(trial)
-        assert found == [2, 1]
+    assert trial.status == "STOPPED"
+    return found
+
+
+def tried(folder, tuner, count, trials, epochs=3, seed=0):
+    """What ours comes to over so many points."""
+    return tried_by(make_oracle(tuner, OBJECTIVE, choice_of(count), trials, seed=seed, epochs=epochs), folder)
+
+
+@pytest.mark.parametrize("tuner", ["random", "grid", "bayesian"])
+def test_a_space_that_is_used_up_ends_the_search(tuner, tmp_path):
+    found = tried(tmp_path, tuner, 3, 8)
+    assert found[0] == (2, None)
+    assert sorted(point for point, _ in found) == [1, 2, 3], "each once"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_random_search_finds_every_point(seed, tmp_path):
+    """KerasTuner 1.4.8 alone ends after 30 to 39 of them; where it finds all, `DRAWS` may have become needless."""
+    assert len(tried(tmp_path / "ours", "random", 40, 41, seed=seed)) == 40
+    theirs = their_oracles.RandomSearchOracle(OBJECTIVE, 41, hyperparameters=choice_of(40), seed=seed + 1)
+    assert len(tried_by(theirs, tmp_path / "theirs")) < 40
+
+
+@pytest.mark.parametrize("count", [2, 4, 6, 12])
+def test_hyperband_over_few_points_trains_the_best_to_the_end(count, tmp_path):
+    """40 epochs begin with rounds of 14, 5 and 2 points, or some of them."""
+    found = tried(tmp_path, "hyperband", count, 40, epochs=40)
+    points = [point for point, epochs in found]
+    assert sorted(set(points)) == list(range(1, count + 1))
+    assert (count, 40) in found, "the best one, with all epochs"
+    assert len(set(found)) == len(found)
+    short = {epochs: [point for point, e in found if e == epochs] for _, epochs in found}
+    assert min(map(len, short.values())) < count, "not all"
+
+
+def test_hyperband_over_few_points_goes_on_without_those_that_failed(tmp_path):
+    oracle = make_oracle("hyperband", OBJECTIVE, choice_of(4), 20, seed=0, epochs=8)
+    oracle.verbose = 0
+    oracle._set_project_dir(str(tmp_path), "trials")
+    found = []
+    first, second = oracle.create_trial("tuner0"), oracle.create_trial("tuner1")
+    others = [oracle.create_trial(f"tuner{n}") for n in (2, 3)]
+    assert oracle.create_trial("tuner4").status == "IDLE", "the round has not ended"
+    for trial in (first, second, *others):
+        depth = trial.hyperparameters.values["depth"]
+        found.append(depth)
+        trial.status = "FAILED" if depth == 4 else "COMPLETED"
+        if depth < 4:
+            oracle.update_trial(trial.trial_id, {"val_accuracy": depth / 100})
+        oracle.end_trial(trial)
+    assert sorted(found) == [1, 2, 3, 4]
+    assert [oracle.create_trial(f"tuner{n}").hyperparameters.values.get("depth") for n in (5, 6)] == [3, 2]
+
+
+def test_keras_tuner_still_ends_hyperband_early(tmp_path):
+    """KerasTuner 1.4.8: where this fails, `HyperbandOracle` need not go on by itself."""
+    theirs = their_oracles.HyperbandOracle(OBJECTIVE, 8, hyperparameters=choice_of(2), seed=1)
+    assert [epochs for _, epochs in tried_by(theirs, tmp_path)] == [3, 3]
 
 
 def test_keras_tuner_still_needs_ours(tmp_path):
@@ -192,3 +257,10 @@ def test_keras_tuner_still_prints_conditions(capsys):
     """KerasTuner 1.4.8: where this fails, `without_prints` has become needless."""
     space().to_proto()
     assert capsys.readouterr().out == "sp\n"
+
+
+def test_keras_tuner_still_repeats_points(tmp_path):
+    """KerasTuner 1.4.8: where this fails, `BayesianOracle` need not look for points that were tried."""
+    theirs = their_oracles.BayesianOptimizationOracle(OBJECTIVE, 8, hyperparameters=choice_of(3), seed=1)
+    found = tried_by(theirs, tmp_path)
+    assert len(set(found)) < len(found) == 8

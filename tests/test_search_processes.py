@@ -7,12 +7,23 @@ import time
 
 import grpc
 import pytest
-from kill_searches import at_work, begin, kill, search_of, statuses, wait_until, workers_of
+from kill_searches import (
+    at_work,
+    begin,
+    begin_command,
+    kill,
+    search_of,
+    statuses,
+    trial_of,
+    wait_until,
+    workers_of,
+)
 from tiny_experiment import Listener, content
 from tiny_search import GAMMA, outcomes, tiny_search
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.search import SearchFailedError, chief, distributed
+from spkd_keras.search import search as searches
 from spkd_keras.search.distributed import (
     ADDRESS,
     PORT,
@@ -24,9 +35,11 @@ from spkd_keras.search.distributed import (
     variables,
     wait_for_chief,
 )
+from spkd_keras.training.folder import write_json
 
 SLOW = pytest.mark.slow
 TRIALS = 5
+SOME = 3  # of them, for workers
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +69,54 @@ def test_a_killed_search_repeats_nothing(killed):
     assert len(result.trials) == TRIALS
 
 
+def assert_first_of(whole, folder):
+    """Some trials, all of them done, as they were in one process."""
+    assert statuses(folder) == {f"trial_{n}": "COMPLETED" for n in range(SOME)}
+    before = outcomes(search_of(whole, trials=TRIALS))
+    assert outcomes(search_of(folder, trials=SOME)) == {f"trial_{n}": before[f"trial_{n}"] for n in range(SOME)}
+
+
 @SLOW
 def test_workers_come_to_the_same(killed, tmp_path):
-    """Two workers, of which one is killed in its trial: the same points, the same errors, and all of them done."""
-    search_of(tmp_path, trials=TRIALS)
-    process = begin(tmp_path, TRIALS, 2)
+    """Two workers, of which one is killed in its trial: the same points, the same errors, and all done."""
+    search_of(tmp_path, trials=SOME)
+    process = begin(tmp_path, SOME, 2)
     wait_until(lambda: sum(status == "COMPLETED" for status in statuses(tmp_path).values()) >= 1, process)
-    wait_until(lambda: any(at_work(tmp_path, f"trial_{n}") for n in range(TRIALS)), process)
+    wait_until(lambda: any(at_work(tmp_path, f"trial_{n}") for n in range(SOME)), process)
     victim = workers_of(process)[-1]
     kill(victim)
     _, said = process.communicate()
     assert process.returncode == 0, said
     assert "is started again, and goes on with its trial: its process was ended by SIGKILL" in said
-    whole, _, _, _ = killed
-    assert outcomes(search_of(tmp_path, trials=TRIALS)) == outcomes(search_of(whole, trials=TRIALS))
-    assert statuses(tmp_path) == statuses(whole)
+    assert_first_of(killed[0], tmp_path)
     assert not workers_of(process)
+
+
+@SLOW
+def test_the_command_line_over_machines(killed, tmp_path):
+    """A chief and two workers that only know its address; one is killed, and comes back with its id."""
+    search_of(tmp_path, trials=SOME)
+    port = free_port()
+    processes = {name: begin_command(tmp_path, SOME, name, port) for name in ("chief", "worker0", "worker1")}
+
+    def victims():
+        return [name for name in ("worker0", "worker1") if at_work(tmp_path, trial_of(tmp_path, name))]
+
+    wait_until(victims, processes["chief"])
+    victim = victims()[0]
+    trial = trial_of(tmp_path, victim)
+    kill(processes[victim].pid)
+    processes[victim].communicate()
+    assert statuses(tmp_path)[trial] == "RUNNING"
+    processes[victim] = begin_command(tmp_path, SOME, victim, port)
+    said = {name: process.communicate() for name, process in processes.items()}
+    assert [process.returncode for process in processes.values()] == [0, 0, 0], said
+    assert_first_of(killed[0], tmp_path)
+    assert "Best on validation, seed 0: trial " in said["chief"][0]
+    assert f"Giving trials to workers that ask on 127.0.0.1:{port}." in said["chief"][1]
+    for name in ("worker0", "worker1"):
+        assert f"Waiting for a chief on 127.0.0.1:{port}." in said[name][1]
+        assert "This worker is done. The chief has the results." in said[name][1]
 
 
 @SLOW
@@ -110,6 +155,24 @@ def test_roles(monkeypatch):
 def test_workers_of_this_machine_and_of_others_exclude_each_other(tmp_path):
     with variables("chief", "127.0.0.1", free_port()), pytest.raises(ExperimentError, match="--workers starts"):
         tiny_search(tmp_path, GAMMA, trials=1).run(2)
+
+
+def test_a_worker_says_whom_it_waits_for(tmp_path, monkeypatch):
+    """Its address may be a wrong one; and it may come to train all trials."""
+    listener = Listener()
+    worker = tiny_search(tmp_path, GAMMA, trials=3, observer=listener)
+    worker.folder.mkdir(parents=True)
+    write_json(worker.folder / "search.json", worker._record())
+    before = []
+    monkeypatch.setattr(searches, "wait_for_chief", lambda oracle: before.extend(listener.told))
+    monkeypatch.setattr(searches, "_search", lambda tuner: None)
+    port = free_port()
+    with variables("worker0", "127.0.0.1", port):
+        assert worker.run() is None
+        assert before == [("noticed", f"Waiting for a chief on 127.0.0.1:{port}.")]
+        assert listener.told[1:] == [("planned", ["trial 0", "trial 1", "trial 2"], [])]
+        worker._work(quiet=True)
+    assert len(listener.of("noticed")) == 1, "not of one that its chief has started"
 
 
 def test_a_port_that_is_taken(tmp_path):

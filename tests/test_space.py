@@ -223,3 +223,17 @@ def test_what_a_frontier_needs(file):
 def test_a_run_refuses_what_varies(file):
     with pytest.raises(ExperimentError, match=r"`methods.sp.terms.0.weight` varies. `spkd tune` searches it"):
         load_experiment(file, [GAMMA])
+
+
+def test_what_others_measured_is_not_of_a_searched_point(file, tmp_path):
+    published = "published: {source: a paper, test_error: {student: 5.0, kd: 4.5, sp: 4.0}}\n"
+    file.write_text(FILE + published, encoding="utf-8")
+    assert load_experiment(file).published.test_error["sp"] == 4.0
+    experiment, space = load_search(file, [GAMMA], ["sp"])
+    assert (experiment.published, list(experiment.methods), space.methods) == (None, ["student", "sp"], ("sp",))
+    best = tmp_path / "best.yaml"
+    best.write_text(space.at(experiment, {WEIGHT: 7.0}).to_yaml(), encoding="utf-8")
+    assert load_experiment(best).methods["sp"].terms[0].weight == 7.0
+    file.write_text(FILE + published.replace("source", "sorce"), encoding="utf-8")
+    with pytest.raises(ExperimentError, match=r"published: unknown key `sorce`. Did you mean `source`\?"):
+        load_search(file, [GAMMA], ["sp"])

@@ -70,7 +70,7 @@ def frontier(
             students = train_students(
                 experiment, specs, out, observer, format=format, jobs=jobs, quiet=quiet_standard_error
             )
-        decision = decide(students.candidates, students.teacher_error, constraints)
+        decision = decide(students.candidates, students.teacher_error, constraints, students.lost)
         _show(students, decision, constraints, as_json)
         if students.failures:
             raise RunsFailedError(students.folder, students.failures)

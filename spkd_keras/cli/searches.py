@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spkd_keras.search.confirmation import Confirmation
 
 SHOWN = 20  # trials in the table
+TRIALS = "trials.json"
 
 
 @app.command()
@@ -62,33 +63,67 @@ def tune(
             experiment = experiment.select(seeds=integers(seeds))
         with starting_tensorflow():
             from spkd_keras.search import Search, SearchFailedError
+            from spkd_keras.training import RunsFailedError
         with ProgressObserver() as observer, keras_prints_to_stderr():
             search = Search(experiment, space, out, trials=trials, tuner=tuner, objective=objective, observer=observer)
             result = search.run(workers)
         if result is None:
             notice("This worker is done. The chief has the results.")
             return
+        _show(search, result, as_json)
         if result.best is None:
-            _show(search, result, None, as_json)
+            _conclude(search, result, None, as_json)
             raise SearchFailedError(f"All {len(result.trials)} trials failed. The first: {result.trials[0].reason}")
         wanted = len(experiment.seeds) > 1 if confirm is None else confirm
-        _show(search, result, _confirmed(search, result) if wanted else None, as_json)
+        confirmation = _confirmed(search, result) if wanted else None
+        _conclude(search, result, confirmation, as_json)
+        if confirmation is not None and confirmation.failures:
+            raise RunsFailedError(result.folder, confirmation.failures)
 
 
 def _confirmed(search: "Search", result: "SearchResult") -> "Confirmation | None":
     from spkd_keras.search.confirmation import confirm
 
     with ProgressObserver() as observer, keras_prints_to_stderr():
-        best, seeds = result.trials[0], search.experiment.seeds
-        return confirm(search.hypermodel, best, seeds, search.folder, observer)
+        return confirm(search.hypermodel, result.trials, search.experiment.seeds, search.folder, observer)
 
 
-def _show(search: "Search", result: "SearchResult", confirmation: "Confirmation | None", as_json: bool) -> None:
-    from spkd_keras.search.importance import draw, importance
-    from spkd_keras.training.folder import write_json
+def _show(search: "Search", result: "SearchResult", as_json: bool) -> None:
+    """Prints the trials, which stand whatever becomes of a confirmation."""
+    _write(search, result, None)
+    if as_json:
+        return
+    answers.print(_table(search, result))
+    if len(result.trials) > SHOWN:
+        say(f"The first {SHOWN} of {len(result.trials)} trials; --json has all.")
+    if result.exhausted:
+        say(result.exhausted)
+    for trial in result.trials:
+        if trial.reason is not None:
+            say(f"{trial.name} ({points(trial.values)}) failed: {trial.reason}")
+
+
+def _conclude(search: "Search", result: "SearchResult", confirmation: "Confirmation | None", as_json: bool) -> None:
+    """Draws the trials, says what is best, and what was written."""
+    from spkd_keras.search.importance import draw
 
     figures = draw(result.trials, search.space, result.folder)
-    verdict = _verdict(search, result, confirmation)
+    answer = _write(search, result, confirmation)
+    if as_json:
+        print(json.dumps(answer, indent=2))
+        return
+    for line in answer["verdict"]:
+        say(line)
+    written = [*([result.best] if result.best else []), result.folder / TRIALS, *figures]
+    say(f"Written: {', '.join(map(str, written))}")
+
+
+def _write(search: "Search", result: "SearchResult", confirmation: "Confirmation | None") -> dict[str, Any]:
+    """Writes the results as JSON, and returns them."""
+    from spkd_keras.search.confirmation import verdict
+    from spkd_keras.search.importance import importance
+    from spkd_keras.training.folder import write_json
+
     answer: dict[str, Any] = {
         "folder": str(result.folder),
         "trials": [trial._asdict() for trial in result.trials],
@@ -97,47 +132,10 @@ def _show(search: "Search", result: "SearchResult", confirmation: "Confirmation 
         "confirmation": None
         if confirmation is None
         else {**confirmation._asdict(), "differences": confirmation.differences},
-        "verdict": verdict,
+        "verdict": verdict(search.space, search.hypermodel.seed, result.trials, confirmation),
     }
-    write_json(result.folder / "trials.json", answer)
-    if as_json:
-        print(json.dumps(answer, indent=2))
-        return
-    answers.print(_table(search, result))
-    if len(result.trials) > SHOWN:
-        say(f"The first {SHOWN} of {len(result.trials)} trials; --json has all.")
-    if result.exhausted:
-        say(f"There are no more points than these {len(result.trials)}.")
-    for trial in result.trials:
-        if trial.reason is not None:
-            say(f"{trial.name} ({points(trial.values)}) failed: {trial.reason}")
-    for line in verdict:
-        say(line)
-    written = [*([result.best] if result.best else []), result.folder / "trials.json", *figures]
-    say(f"Written: {', '.join(map(str, written))}")
-
-
-def _verdict(search: "Search", result: "SearchResult", confirmation: "Confirmation | None") -> list[str]:
-    """Says whether the best point beats the given one, whichever way it falls."""
-    from spkd_keras.report import compared
-
-    done = {trial.name: trial for trial in result.trials if trial.error is not None}
-    if not done:
-        return []
-    best, seed = result.trials[0], search.hypermodel.seed
-    lines = [f"Best on validation, seed {seed}: {best.name}, {points(best.values)}."]
-    first = points(search.space.first())
-    if best.values == search.space.first():
-        return [*lines, f"No point beat the given one ({first})."]
-    if confirmation is None:
-        return lines
-    shown = "; ".join(
-        f"seed {s}: {100 * b:.2f}% against {100 * f:.2f}%"
-        for s, b, f in zip(confirmation.seeds, confirmation.best, confirmation.first, strict=True)
-    )
-    said = compared(confirmation.differences, "On validation the best point", f"the given one ({first})")
-    chosen = f" Seed {seed} is the one that it was chosen by." if len(confirmation.seeds) > 1 else ""
-    return [*lines, f"{said} {shown}.{chosen}"]
+    write_json(result.folder / TRIALS, answer)
+    return answer
 
 
 def _table(search: "Search", result: "SearchResult") -> Table:

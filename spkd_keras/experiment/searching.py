@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from spkd_keras.experiment.loading import check_plain, read_plain
 from spkd_keras.experiment.presets import expand_methods
 from spkd_keras.experiment.problems import ExperimentError, shown, unknown, validated
+from spkd_keras.experiment.published import Published
 from spkd_keras.experiment.schema import BASELINE, Experiment, Schedule
 from spkd_keras.experiment.space import Dimension, is_space, label, published_weight, put, read_dimension, spaces
 
@@ -94,6 +95,9 @@ def load_search(
             or an end of a range, is not valid.
     """
     plain = read_plain(path, overrides)
+    published = plain.pop("published", None)  # of the experiment as it stands; a point of a search is another one
+    if published is not None:
+        validated(Published, published, f"{path}: published")
     chosen = _methods(plain)
     if methods is not None:
         chosen = _selected(plain, chosen, methods)

@@ -25,6 +25,8 @@ class Candidate(NamedTuple):
         multiply_adds: of the network, for one image.
         bytes: of the exported model for each seed.
         latencies: of the exported model for one image, in milliseconds, median of many, for each seed.
+        failed: how many other seeds were not trained and exported.
+        baselines_failed: how many seeds of the baseline, to compare with, were not.
     """
 
     student: str
@@ -36,6 +38,8 @@ class Candidate(NamedTuple):
     multiply_adds: int
     bytes: list[int]
     latencies: list[float]
+    failed: int = 0
+    baselines_failed: int = 0
 
     @property
     def error(self) -> float:
@@ -53,9 +57,19 @@ class Candidate(NamedTuple):
         return statistics.median(self.latencies)
 
     @property
+    def failures(self) -> str:
+        """How many of its seeds failed, in words."""
+        return f"{self.failed} of {len(self.seeds) + self.failed} seeds failed"
+
+    @property
     def title(self) -> str:
         """Student and method, in words."""
-        return f"{self.student}, {'the student alone' if self.method == BASELINE else self.method}"
+        return titled(self.student, self.method)
+
+
+def titled(student: str, method: str) -> str:
+    """Returns a student and a method, in words."""
+    return f"{student}, {'the student alone' if method == BASELINE else method}"
 
 
 COSTS: dict[str, Callable[[Candidate], float]] = {
@@ -89,8 +103,13 @@ class Constraints(NamedTuple):
         return {cost: float(limit) for cost, limit in limits.items() if limit is not None}
 
     def excesses(self, candidate: Candidate, teacher_error: float) -> dict[str, tuple[float, str]]:
-        """Returns what a candidate has too much of: as a share of what is allowed, and in words."""
+        """Returns what a candidate has too much of: as a share of what is allowed, and in words.
+
+        What a seed that failed would have come to is not known: such a candidate is not good enough.
+        """
         found = {}
+        if candidate.failed:
+            found["seeds"] = candidate.failed / (len(candidate.seeds) + candidate.failed), candidate.failures
         # Rounding aside: 0.025 + 1 / 100 is a little below 0.035.
         above = 100 * (candidate.error - teacher_error) - self.drop
         if above > 1e-9:
@@ -128,11 +147,19 @@ class Decision(NamedTuple):
     sentences: list[str]
 
 
-def decide(candidates: Sequence[Candidate], teacher_error: float, constraints: Constraints) -> Decision:
+def decide(
+    candidates: Sequence[Candidate], teacher_error: float, constraints: Constraints, lost: Sequence[str] = ()
+) -> Decision:
     """Finds the smallest student that is good enough: the fewest parameters, then the lowest median error.
 
     Where there is none, the nearest is the one whose excesses, as shares of what is allowed, have the smallest sum (of
-    the error, in units of the allowed drop, or of a point where that is less).
+    the error, in units of the allowed drop, or of a point where that is less; of seeds, those that failed).
+
+    Args:
+        candidates: each student with each method.
+        teacher_error: on the held-out images, a fraction.
+        constraints: what is good enough.
+        lost: titles of those of which every seed failed.
     """
     asked = constraints.words(teacher_error)
     if not candidates:
@@ -142,13 +169,24 @@ def decide(candidates: Sequence[Candidate], teacher_error: float, constraints: C
     if good:
         chosen = min(good, key=lambda c: (c.parameters, c.multiply_adds, c.error))
         head = f"The smallest student with {asked}: {_described(chosen)}."
-        return Decision(True, chosen, [head, *_comparisons(chosen, candidates)])
+        return Decision(True, chosen, [head, *_comparisons(chosen, candidates), *_failures(candidates, excesses, lost)])
     shares = {index: sum(share for share, _ in found.values()) for index, found in excesses.items()}
     nearest = min(shares, key=lambda i: (round(shares[i], 9), candidates[i].parameters, candidates[i].error))
     chosen = candidates[nearest]
     lacks = ", ".join(words for _, words in excesses[nearest].values())
     head = f"None of the {len(candidates)} has {asked}. Nearest comes {_described(chosen)}: {lacks}."
-    return Decision(False, chosen, [head, *_comparisons(chosen, candidates)])
+    # Of the nearest it is said what it lacks.
+    others = {index: found for index, found in excesses.items() if index != nearest}
+    return Decision(False, chosen, [head, *_comparisons(chosen, candidates), *_failures(candidates, others, lost)])
+
+
+def _failures(
+    candidates: Sequence[Candidate], excesses: Mapping[int, Mapping[str, Any]], lost: Sequence[str]
+) -> list[str]:
+    """Says of which students the answer would be another, had their seeds not failed."""
+    partly = [candidates[index] for index, found in excesses.items() if set(found) == {"seeds"}]
+    lines = [f"{one.title} would do, but {one.failures}: it is not counted as good enough." for one in partly]
+    return [*lines, *(f"{title} has no part in this: all its seeds failed." for title in lost)]
 
 
 def pareto(candidates: Sequence[Candidate], cost: str) -> list[Candidate]:
@@ -183,23 +221,32 @@ def percent_range(errors: Sequence[float]) -> str:
 
 def _comparisons(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str]:
     """Says of the chosen student's methods whether they beat the student alone, the chosen method first."""
-    own = [candidate for candidate in candidates if candidate.student == chosen.student and candidate.differences]
-    own.sort(key=lambda candidate: candidate.method != chosen.method)
-    if not own and chosen.method == BASELINE:
+    others = [one for one in candidates if one.student == chosen.student and one.method != BASELINE]
+    if not others:
         return [f"No other method was trained for {chosen.student}."]
-    if not own:
+    failed = max(one.baselines_failed for one in others)
+    own = sorted((one for one in others if one.differences), key=lambda one: one.method != chosen.method)
+    if not own and not failed:
         return [f"There is no baseline to compare with: add `{BASELINE}: []` to the methods."]
     baseline = f"the same-seed baseline of {chosen.student}"
-    return [compared(candidate.differences, candidate.method, baseline) for candidate in own]
+    lines = [compared(one.differences, one.method, baseline) for one in own]
+    if failed:
+        of = len(others[0].seeds) + others[0].failed
+        rest = "" if own else ": there is no seed to compare by"
+        lines.append(f"The student alone failed with {failed} of {of} seeds{rest}.")
+    return lines
 
 
 def read_size(text: str) -> int:
     """Reads a size, `2MB`.
 
     Raises:
-        ExperimentError: if it is none.
+        ExperimentError: if it is none, or less than a byte.
     """
-    return int(_read("--size", text, SIZES, "2MB"))
+    size = int(_read("--size", text, SIZES, "2MB"))
+    if size < 1:
+        raise ExperimentError(f"--size must be at least 1B. Received: {text}.")
+    return size
 
 
 def read_latency(text: str) -> float:

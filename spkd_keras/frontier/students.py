@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +17,10 @@ import tensorflow as tf
 from spkd_keras import data
 from spkd_keras.experiment import BASELINE, TEACHER, Experiment, ExperimentError, StudentSpec
 from spkd_keras.export import Exporter, load_runner
-from spkd_keras.export.latency import measure
+from spkd_keras.export.latency import machine, measure
 from spkd_keras.export.run import FinishedRun, resize_of, some
 from spkd_keras.export.student import SUFFIXES
-from spkd_keras.frontier.decision import Candidate
+from spkd_keras.frontier.decision import Candidate, titled
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.training import build
 from spkd_keras.training.folder import RunFolder, locked, write_json
@@ -28,6 +31,7 @@ from spkd_keras.training.run import RunsFailedError, prepared_teacher, run_exper
 COMPARED_IMAGES = 1000
 LATENCY_IMAGES = 32
 MEASURED = "frontier.json"  # beside an export
+RUNNERS = {"litert": "ai-edge-litert", "onnx": "onnxruntime"}  # packages that run an export; else TensorFlow
 
 
 class Students(NamedTuple):
@@ -38,12 +42,14 @@ class Students(NamedTuple):
         teacher_error: on the held-out images, a fraction.
         candidates: each student with each method, of the seeds that did not fail.
         failures: why runs or exports failed, by their names.
+        lost: titles of the students with a method of which all seeds failed.
     """
 
     folder: Path
     teacher_error: float
     candidates: list[Candidate]
     failures: dict[str, str]
+    lost: list[str]
 
 
 def train_students(
@@ -92,10 +98,14 @@ def train_students(
             failures |= _run(student, root, folder, observer, jobs)
         measure_one = partial(_measured, splits=splits, format=format, quiet=quiet)
         measured = _measure_all(students, folder, measure_one, observer, interruption, failures)
-    candidates = [
-        _candidate(student, method, measured) for student in students for method in student.experiment.methods
-    ]
-    return Students(folder, teacher_error, [c for c in candidates if c is not None], failures)
+    found = {
+        titled(student.name, method): _candidate(student, method, measured)
+        for student in students
+        for method in student.experiment.methods
+    }
+    candidates = [candidate for candidate in found.values() if candidate is not None]
+    lost = [title for title, candidate in found.items() if candidate is None]
+    return Students(folder, teacher_error, candidates, failures, lost)
 
 
 def _known(value: Any) -> Any:
@@ -170,7 +180,10 @@ def _measured(
     format: str,  # noqa: A002
     quiet: Callable[[], AbstractContextManager[Any]],
 ) -> dict[str, Any]:
-    """Exports a student and measures what it takes; what was measured of this very student before stands."""
+    """Exports a student and measures what it takes.
+
+    What was measured of this very student before stands; its latency only where it would be measured likewise.
+    """
     folder = run.folder / "export"
     digest = hashlib.sha256((run.folder / "student.keras").read_bytes()).hexdigest()
     path, record = folder / f"student{SUFFIXES[format]}", folder / f"{format}-{MEASURED}"
@@ -179,6 +192,10 @@ def _measured(
     if record.is_file() and path.exists():
         before: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         if before["student"] == digest:
+            if before.get("measured_on") != _here(format):
+                with quiet():
+                    before |= {"measured_on": _here(format), "latency": _latency(path, splits)}
+                write_json(record, before)
             return before
     student: keras.Model = run.student()
     pixels, labels = some(_known(splits.validation), COMPARED_IMAGES)
@@ -186,10 +203,24 @@ def _measured(
         exporter = Exporter(student, splits.train.class_names, resize=resize_of(splits.train))
         reference = exporter.reference(pixels, labels, "held-out images")
         export = exporter.write(path, format, reference)
-        latency = measure(load_runner(path), pixels[:LATENCY_IMAGES])
-    found = {"student": digest, "file": path.name, **export.sizes, "latency": latency}
+        latency = _latency(path, splits)
+    found = {"student": digest, "file": path.name, **export.sizes, "measured_on": _here(format), "latency": latency}
     write_json(record, found)
     return found
+
+
+def _latency(path: Path, splits: data.Splits) -> dict[str, Any]:
+    pixels, _ = some(_known(splits.validation), LATENCY_IMAGES)
+    return measure(load_runner(path), pixels)
+
+
+def _here(format: str) -> dict[str, Any]:  # noqa: A002
+    """Returns what a latency depends on beside the export."""
+    version = tf.__version__
+    with suppress(metadata.PackageNotFoundError):  # without it TensorFlow's own runs it
+        version = metadata.version(RUNNERS[format]) if format in RUNNERS else version
+    cores = len(os.sched_getaffinity(0))
+    return {"host": platform.node(), "machine": machine(), "cores": cores, "runner_version": version}
 
 
 def _candidate(student: StudentSpec, method: str, measured: Measured) -> Candidate | None:
@@ -197,11 +228,13 @@ def _candidate(student: StudentSpec, method: str, measured: Measured) -> Candida
     own = {seed: found for (name, one, seed), found in measured.items() if (name, one) == (student.name, method)}
     if not own:
         return None
+    compares = method != BASELINE and BASELINE in student.experiment.methods
     baselines = {
         seed: summary["validation_error"]
         for (name, one, seed), (summary, _) in measured.items()
-        if (name, one) == (student.name, BASELINE) and method != BASELINE
+        if (name, one) == (student.name, BASELINE) and compares
     }
+    seeds = student.experiment.seeds
     errors = {seed: summary["validation_error"] for seed, (summary, _) in own.items()}
     summary = next(iter(own.values()))[0]
     return Candidate(
@@ -214,4 +247,6 @@ def _candidate(student: StudentSpec, method: str, measured: Measured) -> Candida
         multiply_adds=summary["multiply_adds"],
         bytes=[found["bytes"] for _, found in own.values()],
         latencies=[found["latency"]["batches"]["1"]["median_ms"] for _, found in own.values()],
+        failed=len(seeds) - len(own),
+        baselines_failed=len(seeds) - len(baselines) if compares else 0,
     )

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from spkd_keras.training.folder import write_text
 
 ENDED = ("COMPLETED", "FAILED")
 UNLIMITED = 10**9
+DRAWS = 1000  # without a new point, after which there is none; KerasTuner 1.4.8 draws 20, and misses points
 
 
 class _Durable(keras_tuner.Oracle):
@@ -62,16 +64,69 @@ class RandomOracle(_Durable, oracles.RandomSearchOracle):
 
 
 class HyperbandOracle(_Durable, oracles.HyperbandOracle):
-    """Many random points for a few epochs, and the better ones of them for more."""
+    """Many random points for a few epochs, and the better ones of them for more.
+
+    KerasTuner 1.4.8 ends where a round finds no more new points, with none of them trained for longer. Here the rounds
+    behind it are then smaller by as much, and go on.
+    """
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Chooses a point."""
+        response: dict[str, Any] = super().populate_space(trial_id)
+        if response["status"] == "RUNNING":
+            return response
+        for bracket in self._brackets:
+            for number in range(1, len(bracket["rounds"])):
+                best = self._best_of_round_before(bracket, number)
+                if best is not None:
+                    bracket["rounds"][number].append({"past_id": best.trial_id, "id": trial_id})
+                    return {"status": "RUNNING", "values": self._continued(best, bracket["bracket_num"], number)}
+        return response
+
+    def _best_of_round_before(self, bracket: dict[str, Any], number: int) -> Trial | None:
+        """Returns which trial goes on in a round; None if it is full, or the one before it has not ended."""
+        before, here = bracket["rounds"][number - 1], bracket["rounds"][number]
+        trials = [self.trials[info["id"]] for info in before]
+        full = len(before) >= self._size_without_new_points(bracket, number - 1)
+        if not full or len(here) >= self._size_without_new_points(bracket, number):
+            return None
+        if any(trial.status not in ENDED for trial in trials):
+            return None
+        gone_on = [info["past_id"] for info in here]
+        left = [trial for trial in trials if trial.status == "COMPLETED" and trial.trial_id not in gone_on]
+        sign = 1 if self.objective.direction == "max" else -1
+        return max(left, key=lambda trial: sign * trial.score, default=None)
+
+    def _size_without_new_points(self, bracket: dict[str, Any], number: int) -> int:
+        """Returns a round's size, where the first has those that it has."""
+        held = len(bracket["rounds"][0])
+        size = min(self._get_size(bracket["bracket_num"], number), math.ceil(held / self.factor**number))
+        return held if number == 0 else size
+
+    def _continued(self, trial: Trial, bracket: int, number: int) -> dict[str, Any]:
+        return {
+            **trial.hyperparameters.values,
+            "tuner/trial_id": trial.trial_id,
+            "tuner/epochs": self._get_epochs(bracket, number),
+            "tuner/initial_epoch": self._get_epochs(bracket, number - 1),
+            "tuner/bracket": bracket,
+            "tuner/round": number,
+        }
 
 
 class BayesianOracle(_Durable, oracles.BayesianOptimizationOracle):
     """Points where a Gaussian process expects the most, after some random ones."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Chooses a point. KerasTuner 1.4.8 forgets the random state: the number of the trial gives it here."""
+        """Chooses a point: a random one in place of one that was tried.
+
+        KerasTuner 1.4.8 trains a point again and again where the Gaussian process expects the most, and forgets the
+        random state: the number of the trial gives it here.
+        """
         self._random_state = np.random.RandomState(self.seed + len(self.trials))
         response: dict[str, Any] = super().populate_space(trial_id)
+        if response["status"] == "RUNNING" and self._duplicate(response["values"]):
+            response = self._random_populate_space()
         return response
 
 
@@ -118,6 +173,8 @@ def make_oracle(
     if tuner == "hyperband":
         oracle = HyperbandOracle(max_epochs=epochs, hyperband_iterations=UNLIMITED, **common)
         oracle.max_trials = trials
-        return oracle
-    kinds = {"random": RandomOracle, "bayesian": BayesianOracle, "grid": GridOracle}
-    return kinds[tuner](max_trials=trials, **common)
+    else:
+        kinds = {"random": RandomOracle, "bayesian": BayesianOracle, "grid": GridOracle}
+        oracle = kinds[tuner](max_trials=trials, **common)
+    oracle._max_collisions = DRAWS
+    return oracle

@@ -1,11 +1,21 @@
 """What a search came to: its trials in order, and the best point as an experiment."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras_tuner
 
-from spkd_keras.experiment import BASELINE, Experiment, Method, differences
+from spkd_keras.experiment import (
+    BASELINE,
+    METHOD,
+    Experiment,
+    ExperimentError,
+    Method,
+    Space,
+    differences,
+    label,
+)
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.tuner import read_outcome, trial_name
 from spkd_keras.training.folder import write_text
@@ -69,6 +79,19 @@ def _number(trial: TrialResult) -> int:
 def _last_line(message: str | None) -> str | None:
     lines = (message or "").strip().splitlines()
     return lines[-1] if lines else None
+
+
+def is_used_up(space: Space, trials: list[TrialResult]) -> bool:
+    """Whether the trials are all points of a space; False where it has more than can be counted."""
+    try:
+        counts = {d.name: len(d.every()) for d in space.dimensions if d.path != METHOD}
+    except ExperimentError:  # a range of floats
+        return False
+    points = sum(
+        math.prod(counts[d.name] for d in space.dimensions if d.path != METHOD and d.method in (None, method))
+        for method in space.methods
+    )
+    return len({label(trial.values) for trial in trials}) >= points
 
 
 def write_best(hypermodel: DistillationHyperModel, best: TrialResult, folder: Path, seeds: list[int]) -> Path:

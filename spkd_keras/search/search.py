@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras_tuner
 from keras_tuner import errors
 
+from spkd_keras import models
 from spkd_keras.experiment import (
     OBJECTIVES,
     Experiment,
@@ -23,9 +25,11 @@ from spkd_keras.experiment import (
 from spkd_keras.observer import Observer
 from spkd_keras.search.chief import Chief
 from spkd_keras.search.distributed import (
+    ADDRESS,
     ALONE,
     CHIEF,
     LOOPBACK,
+    PORT,
     WORKER,
     free_port,
     heartbeat,
@@ -35,13 +39,14 @@ from spkd_keras.search.distributed import (
     without_prints,
 )
 from spkd_keras.search.hypermodel import DistillationHyperModel
-from spkd_keras.search.oracles import make_oracle
-from spkd_keras.search.results import TrialResult, read_trials, write_best
+from spkd_keras.search.oracles import DRAWS, make_oracle
+from spkd_keras.search.results import TrialResult, is_used_up, read_trials, write_best
 from spkd_keras.search.tuner import TRIALS, DistillationTuner, finished, make_deterministic, trial_name
 from spkd_keras.training.folder import RunFolder, StorageError, check_writable, locked, write_json
 from spkd_keras.training.interruption import Interruption
 
 RECORD = "search.json"
+FINGERPRINT = "teacher_fingerprint"  # in it, once there is a teacher
 
 
 class SearchResult(NamedTuple):
@@ -51,13 +56,13 @@ class SearchResult(NamedTuple):
         folder: of the search.
         trials: the best first.
         best: the path of `best.yaml`; None if all trials failed.
-        exhausted: whether the space has no more points than were tried.
+        exhausted: why there are fewer trials than were asked for, as a sentence; None if there are not.
     """
 
     folder: Path
     trials: list[TrialResult]
     best: Path | None
-    exhausted: bool
+    exhausted: str | None
 
 
 class Search:
@@ -127,19 +132,19 @@ class Search:
                 self._work()
                 return None
             with locked(self.folder):
-                self._check_record()
-                return self._lead(role, workers)
+                return self._lead(role, workers, self._check_record())
 
-    def _lead(self, role: str, workers: int) -> SearchResult:
-        """Searches as the process that has the oracle."""
+    def _lead(self, role: str, workers: int, fingerprint: str | None) -> SearchResult:
+        """Searches as the process that has the oracle, with the teacher of this fingerprint if trials had one."""
         self.hypermodel.check()
         check_writable(self.folder)
-        write_json(self.folder / RECORD, self._record())
+        write_json(self.folder / RECORD, self._record() | {FINGERPRINT: fingerprint})
         make_deterministic()
         with variables(CHIEF, LOOPBACK, free_port()) if workers else contextlib.nullcontext():
             tuner = self._tuner(workers)
             self._plan(tuner.oracle)
-            _ = self.hypermodel.teacher
+            fingerprint = self._check_teacher(fingerprint)
+            write_json(self.folder / RECORD, self._record() | {FINGERPRINT: fingerprint})
             if role == ALONE and not workers:
                 _search(tuner)
             else:
@@ -168,18 +173,21 @@ class Search:
             [*(names if teacher is not None and teacher.finished else []), *done],
         )
 
-    def _work(self) -> None:
-        """Trains trials that a chief on this or another machine gives out."""
+    def _work(self, quiet: bool = False) -> None:
+        """Trains trials that a chief on this or another machine gives out; quiet, if that chief started it."""
         tuner = self._tuner()
+        if not quiet:
+            self.observer.noticed(f"Waiting for a chief on {os.environ[ADDRESS]}:{os.environ[PORT]}.")
         wait_for_chief(tuner.oracle)
-        self._check_record()
+        fingerprint = self._check_record()
         teacher = self._teacher_run()
         if not (self.folder / RECORD).exists() or (teacher is not None and not teacher.finished):
             raise ExperimentError(
                 f"{self.folder} has not what the chief wrote. --out must be a folder that all processes share."
             )
         make_deterministic()
-        self.observer.planned([f"trials of {tuner.tuner_id}"], [])
+        self._check_teacher(fingerprint)
+        self.observer.planned([trial_name(str(index)) for index in range(self.trials)], [])
         with heartbeat(self.folder, tuner.tuner_id):
             _search(tuner)
 
@@ -208,11 +216,11 @@ class Search:
             "experiment": self.experiment.model_copy(update={"seeds": self.experiment.seeds[:1]}).to_yaml(),
         }
 
-    def _check_record(self) -> None:
-        """Checks that the folder, if something is in it, is this very search's."""
+    def _check_record(self) -> str | None:
+        """Checks that the folder, if something is in it, is this very search's; returns its teacher's fingerprint."""
         file = self.folder / RECORD
         if not file.exists():
-            return
+            return None
         import yaml
 
         before, now = json.loads(file.read_text(encoding="utf-8")), self._record()
@@ -224,12 +232,36 @@ class Search:
                 f"{self.folder} holds another search ({'; '.join(fields)}). Nothing was changed. "
                 "Choose another folder with --out, or another `name`."
             )
+        fingerprint: str | None = before.get(FINGERPRINT)
+        return fingerprint
+
+    def _check_teacher(self, recorded: str | None) -> str | None:
+        """Checks that trials so far had this teacher, whose file may have been replaced; returns its fingerprint.
+
+        Args:
+            recorded: the fingerprint of theirs; None if there was none.
+        """
+        teacher = self.hypermodel.teacher
+        fingerprint = None if teacher is None else models.fingerprint(teacher)
+        if None not in (recorded, fingerprint) and recorded != fingerprint:
+            raise ExperimentError(
+                f"{self.folder} was distilled from another teacher, fingerprint {recorded}. Received: one with "
+                f"{fingerprint}. Choose another folder with --out."
+            )
+        return fingerprint
 
     def _result(self, tuner: DistillationTuner) -> SearchResult:
         trials = read_trials(tuner.oracle, self.hypermodel, self.folder / TRIALS)
         best = trials[0] if trials and trials[0].score is not None else None
         path = best and write_best(self.hypermodel, best, self.folder, self.experiment.seeds)
-        return SearchResult(self.folder, trials, path, len(trials) < self.trials)
+        return SearchResult(self.folder, trials, path, self._exhausted(trials))
+
+    def _exhausted(self, trials: list[TrialResult]) -> str | None:
+        if len(trials) >= self.trials:
+            return None
+        if self.tuner_name == "grid" or is_used_up(self.space, trials):
+            return f"There are no more points than those of these {len(trials)}."
+        return f"No new point was found after these {len(trials)}, drawn at random {DRAWS} times."
 
 
 def _search(tuner: DistillationTuner) -> None:
@@ -244,5 +276,4 @@ def _search(tuner: DistillationTuner) -> None:
 
 def _as_worker(arguments: dict[str, Any], observer: Observer, interruption: Interruption) -> None:
     """Takes part in a search in a process of its own."""
-    search = Search(**arguments, observer=observer, interruption=interruption)
-    search.run()
+    Search(**arguments, observer=observer, interruption=interruption)._work(quiet=True)

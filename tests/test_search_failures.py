@@ -1,0 +1,78 @@
+"""What ends a search or a trial, and what refuses to go on: without any training."""
+
+import keras
+import pytest
+import tensorflow as tf
+from tiny_search import GAMMA, outcomes, tiny_search
+
+from spkd_keras import models
+from spkd_keras.experiment import ExperimentError
+from spkd_keras.search import search as searches
+from spkd_keras.search.distributed import free_port, variables
+from spkd_keras.search.tuner import MOST_DEATHS
+from spkd_keras.training import StorageError
+from spkd_keras.training.folder import locked
+from spkd_keras.training.train import Training
+
+
+def broken(monkeypatch, error):
+    def run(self):
+        raise error
+
+    monkeypatch.setattr(Training, "run", run)
+
+
+def test_all_trials_may_fail(tmp_path, monkeypatch):
+    memory = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\nwith shape[9]")
+    broken(monkeypatch, memory)
+    result = tiny_search(tmp_path, GAMMA, trials=2).run()
+    assert result.best is None
+    assert [trial.status for trial in result.trials] == ["FAILED"] * 2
+    assert all(t.reason.startswith("ResourceExhaustedError: OOM when allocating tensor with") for t in result.trials)
+
+
+def test_a_trial_whose_process_dies_again_and_again_fails(tmp_path, monkeypatch):
+    broken(monkeypatch, SystemExit("killed"))  # as good as a process that is gone
+    search = tiny_search(tmp_path, GAMMA, trials=1)
+    for _ in range(MOST_DEATHS):
+        with pytest.raises(SystemExit):
+            search.run()
+    (trial,) = search.run().trials
+    assert trial.reason.startswith("RuntimeError: Its process died 3 times before a first checkpoint")
+
+
+def test_a_trial_that_another_process_is_at_does_not_fail(tmp_path):
+    search = tiny_search(tmp_path, GAMMA, trials=1)
+    with locked(search.folder / "trials" / "trial_0"), pytest.raises(ExperimentError, match="by another process"):
+        search.run()
+    assert not outcomes(search)
+
+
+def test_another_teacher_is_refused(tmp_path, monkeypatch):
+    """Its file may be replaced, which no experiment tells; neither the chief nor a worker mixes trials."""
+    broken(monkeypatch, ValueError("It need not train."))
+    tiny_search(tmp_path, GAMMA, trials=1).run()
+    again = tiny_search(tmp_path, GAMMA, trials=2)  # writes the same file
+    assert len(again.run().trials) == 2
+    again = tiny_search(tmp_path, GAMMA, trials=3)
+    keras.utils.set_random_seed(99)
+    models.wide_resnet(10, 0.5, image_shape=(8, 8, 1)).save(tmp_path / "teacher.keras")
+    recorded = (again.folder / "search.json").read_text()
+    with pytest.raises(ExperimentError, match=r"tiny-search was distilled from another teacher, fingerprint .*--out"):
+        again.run()
+    assert (again.folder / "search.json").read_text() == recorded
+    assert len(list(again.folder.glob("trials/trial_*"))) == 2
+    monkeypatch.setattr(searches, "wait_for_chief", lambda oracle: None)
+    with (
+        variables("worker0", "127.0.0.1", free_port()),
+        pytest.raises(ExperimentError, match=r"distilled from another teacher"),
+    ):
+        again.run()
+
+
+def test_a_full_disk_ends_the_search(tmp_path, monkeypatch):
+    broken(monkeypatch, StorageError("There is no room."))
+    search = tiny_search(tmp_path, GAMMA, trials=4)
+    with pytest.raises(StorageError, match="There is no room"):
+        search.run()
+    assert not outcomes(search)
