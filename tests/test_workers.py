@@ -97,7 +97,9 @@ def test_a_killed_worker_and_a_new_start_give_the_same_run(tmp_path):
     assert launcher.launch([*command(tmp_path, outs[0]), "--strategy", "multiworker"], 2) == 0
     assert not outs[1].exists()  # only the first writes
     whole = tmp_path / "whole"
-    assert launcher.launch([*command(tmp_path, whole), "--strategy", "multiworker"], 2) == 0
+    # With the check, which the first does alone, and which says that nobody trained this teacher.
+    checked = [part.replace("--no-check", "--force") for part in command(tmp_path, whole)]
+    assert launcher.launch([*checked, "--strategy", "multiworker"], 2) == 0
     runs = [out / "shared" / "sp-seed0" for out in (outs[0], whole)]
     assert_same_run(*runs)
     summary = json.loads((runs[0] / "summary.json").read_text())
