@@ -8,7 +8,9 @@ TensorFlow takes logical devices before it starts alone, so that the tests run t
 import contextlib
 import functools
 import json
+import pathlib
 import sys
+import tempfile
 import warnings
 
 import keras
@@ -17,10 +19,12 @@ import tensorflow as tf
 from keras import layers
 from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images
 from test_step_guard import Spoiled, marking_teacher
+from tiny_experiment import tiny, untrained_teacher
 
 from spkd_keras import Distiller, Term, losses, models, optimizers
-from spkd_keras.distiller import NotFiniteError, replicas
+from spkd_keras.distiller import NotFiniteError, loss_parts, replicas
 from spkd_keras.models import blocks
+from spkd_keras.training import Devices, RunsFailedError, run_experiment
 
 BATCH, COUNT, ODD = 16, 48, 53
 TERMS = {
@@ -194,6 +198,24 @@ def state(distiller):
     return [tf.convert_to_tensor(variable.value).numpy() for variable in variables]
 
 
+def parts_apart():
+    """How far the parts of the loss after a step on two replicas are from those after one of one device."""
+    few = {name: make for name, make in (TERMS | OTHER_TERMS).items() if name in ("similarity_preserving", "hint")}
+    x, y = images(BATCH)
+    distillers = [trained(strategy, BATCH, terms=few)[2] for strategy in (None, mirrored(2))]
+    for distiller in distillers:
+        distiller.term_weights["hint"].assign(0.5)
+    before = state(distillers[1])
+    alone, two = (loss_parts(distiller, x, y) for distiller in distillers)
+    assert list(alone) == list(two)
+    pairs = [(a, b) for name in alone for a, b in zip(alone[name], two[name], strict=True)]
+    return {
+        "parts": max(abs(a - b) / max(1.0, abs(a)) for a, b in pairs),
+        "weight": two["hint"].weight,
+        "changed": max(float(np.abs(a - b).max()) for a, b in zip(before, state(distillers[1]), strict=True)),
+    }
+
+
 def guarded():
     found = {}
     for how in ("value", "gradient"):
@@ -321,7 +343,21 @@ def still_needed():
     }
 
 
-PARTS = (one_answer, other_losses, uneven, weighted, half_precision, guarded, refused, still_needed)
+def runs():
+    """Runs of an experiment on two replicas. The last: they make the operations of the process deterministic."""
+    devices, found = Devices(mirrored(2), "mirrored"), {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        few = [f"teacher={{path: '{untrained_teacher(folder)}'}}", "methods={sp: [{loss: similarity_preserving}]}"]
+        few += ["schedule.epochs=1"]
+        bad = tiny(folder, *few, "schedule.learning_rate=1.0e+30", "data.validation=0")
+        found["not_finite"] = message(lambda: run_experiment(bad, folder / "bad", devices=devices), RunsFailedError)
+        failure = folder / "bad" / "tiny" / "sp-seed0" / "failure.json"
+        found["failure"] = json.loads(failure.read_text()) if failure.exists() else None
+    return found
+
+
+PARTS = (one_answer, other_losses, uneven, weighted, half_precision, parts_apart, guarded, refused, still_needed, runs)
 
 
 def main():

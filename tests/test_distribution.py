@@ -96,6 +96,21 @@ def test_an_overflow_on_one_replica_halves_the_loss_scale_of_all(facts):
     assert facts["guarded"]["finite"]
 
 
+def test_the_parts_of_the_loss(facts):
+    found = facts["parts_apart"]
+    assert found["parts"] < 1e-5
+    assert found["weight"] == 0.5  # as it is now, not as the term was made
+    assert found["changed"] == 0
+
+
+def test_a_run_that_is_not_finite_says_where(facts):
+    said, failure = facts["runs"]["not_finite"], facts["runs"]["failure"]
+    assert "FloatingPointError: The loss is not finite in epoch 1, batch 2:" in said
+    assert "The batch is the training images" in said
+    assert (failure["epoch"], failure["batch"]) == (1, 2)
+    assert set(failure["parts"]) == {"student_loss", "similarity_preserving"}
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
