@@ -32,6 +32,7 @@ TERMS = {
     "soft_targets": lambda: Term(losses.SoftTargets(), 0.9),
     "relational_distance": lambda: Term(losses.RelationalDistance(), 5.0),
 }
+CLIPPING = {"clipnorm": 0.05, "clipvalue": 0.01, "global_clipnorm": 0.5}
 OTHER_TERMS = {
     "hint": lambda: Term(losses.Hint(), 1.0),  # with an adapter, which has a BatchNormalization
     "relational_angle": lambda: Term(losses.RelationalAngle(), 5.0),
@@ -167,6 +168,29 @@ def weighted():
     few = {"soft_targets": TERMS["soft_targets"]}
     alone = trained(None, 47, terms=few, fitted={"class_weight": weights})
     return difference(alone, trained(mirrored(2), 47, terms=few, fitted={"class_weight": weights}))
+
+
+def clipped():
+    """Bounds that the gradient of the batch is far above, and that those of the replicas are not added up in."""
+    few = {"similarity_preserving": TERMS["similarity_preserving"]}
+    found = {}
+
+    def scaled():
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, clipvalue=0.01), initial_scale=64.0)
+
+    def fixed():
+        return keras.optimizers.SGD(0.1, clipvalue=0.01, loss_scale_factor=8.0)
+
+    def bounded(**bounds):
+        return lambda: optimizers.CoupledSGD(0.1, 0.9, **bounds)
+
+    cases = {name: bounded(**{name: bound}) for name, bound in CLIPPING.items()} | {"scaled": scaled, "fixed": fixed}
+    for name, optimizer in cases.items():
+        alone, two = (trained(strategy, terms=few, optimizer=optimizer) for strategy in (None, mirrored(2)))
+        found[name] = weights_apart(alone, two)
+    free = trained(None, terms=few, optimizer=bounded())
+    clipping = trained(None, terms=few, optimizer=bounded(global_clipnorm=CLIPPING["global_clipnorm"]))
+    return found | {"without": weights_apart(free, clipping)}
 
 
 def half_precision():
@@ -357,7 +381,8 @@ def runs():
     return found
 
 
-PARTS = (one_answer, other_losses, uneven, weighted, half_precision, parts_apart, guarded, refused, still_needed, runs)
+TRAINING = (one_answer, other_losses, uneven, weighted, clipped, half_precision, parts_apart, guarded)
+PARTS = (*TRAINING, refused, still_needed, runs)
 
 
 def main():

@@ -74,6 +74,13 @@ def test_class_weights(facts):
     assert_same(facts["weighted"])
 
 
+def test_the_gradient_of_the_whole_batch_is_clipped(facts):
+    found = dict(facts["clipped"])
+    assert found.pop("without") > 1e-3
+    assert set(found) == {"clipnorm", "clipvalue", "global_clipnorm", "scaled", "fixed"}
+    assert max(found.values()) < 1e-5
+
+
 @pytest.mark.parametrize(("policy", "tolerance"), [("mixed_bfloat16", 2e-3), ("mixed_float16", 5e-4)])
 def test_half_precision(facts, policy, tolerance):
     """Within the rounding of the activations, 4e-3 and 5e-4 of them: one device uses the fused BatchNormalization."""

@@ -278,14 +278,16 @@ class Distiller(StudentKeeper):
             # The layers behind the last tap have no gradient then, and none is meant.
             pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
         gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
-        if share:
-            gradients = share.agreed(gradients)
 
         def apply(gradients: Sequence[Any]) -> None:
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
         scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         scale = self.optimizer.dynamic_scale if scales else None
+        if share:
+            inner = self.optimizer.inner_optimizer if scales else self.optimizer
+            scaled_by = tf.convert_to_tensor(scale) if scales else inner.loss_scale_factor or 1.0
+            gradients = share.clipped(share.agreed(gradients), inner, scaled_by)
         self.step_guard.run(losses, gradients, apply, before, scale)
 
     def test_step(self, data: Any) -> dict[str, Any]:

@@ -78,8 +78,33 @@ class Share:
         """
         finite = tf.math.is_finite(tf.linalg.global_norm(gradients))
         bad = self._context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(~finite, tf.float32))
-        factor = tf.where(bad > 0, float("nan"), 1.0)
-        return [None if gradient is None else gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
+        return _spoiled_if(bad > 0, gradients)
+
+    def clipped(self, gradients: Sequence[Any], optimizer: keras.optimizers.Optimizer, scale: Any) -> list[Any]:
+        """Returns what an optimizer that clips makes of the gradient of the whole batch, a replica's part of it.
+
+        Keras (3.12 to 3.15) clips the gradient of each replica and then sums them. A part of what is clipped already is
+        within the bounds, so that it stays as it is.
+
+        Args:
+            gradients: of the replica.
+            optimizer: without the one that scales the loss.
+            scale: by which the loss was multiplied.
+        """
+        if not (optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue):
+            return list(gradients)
+        there = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        summed = self._context.all_reduce(tf.distribute.ReduceOp.SUM, [gradients[index] for index in there])
+        clipped = optimizer._clip_gradients([gradient / tf.cast(scale, gradient.dtype) for gradient in summed])
+        parts = [part * tf.cast(scale / self.replicas, part.dtype) for part in clipped]
+        # Clipping to a value would hide what is infinite.
+        parts = _spoiled_if(~tf.math.is_finite(tf.linalg.global_norm(summed)), parts)
+        return [parts[there.index(index)] if index in there else None for index in range(len(gradients))]
+
+
+def _spoiled_if(bad: Any, gradients: Sequence[Any]) -> list[Any]:
+    factor = tf.where(bad, float("nan"), 1.0)
+    return [None if gradient is None else gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
 
 
 def with_a_row(x: Any) -> Any:
