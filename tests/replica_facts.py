@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images
+from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images, small_network
 from test_step_guard import Spoiled, marking_teacher
 from tiny_experiment import tiny, untrained_teacher
 
@@ -148,6 +148,20 @@ def other_losses():
     return difference(alone, trained(mirrored(2), terms=OTHER_TERMS))
 
 
+class Batches(keras.utils.PyDataset):
+    """Batches of 16, 16, 16 and 5, which Keras itself shares out."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = images(ODD)
+
+    def __len__(self):
+        return -(-ODD // BATCH)
+
+    def __getitem__(self, index):
+        return tuple(part[index * BATCH : (index + 1) * BATCH] for part in self.images)
+
+
 def uneven():
     """Batches of 16, 16, 16 and 5, over four replicas: of arrays the last one leaves two without."""
     few = {"similarity_preserving": TERMS["similarity_preserving"]}
@@ -158,7 +172,11 @@ def uneven():
         "dataset": difference(alone, four),
         "arrays": difference(trained(None, 47, terms=few), trained(mirrored(4), 47, terms=few)),
         "arrays_with_none": message(lambda: trained(mirrored(4), ODD)),
+        # 54 and 64 images, of which Keras trains on 48 and on 53.
+        "split": message(lambda: build(mirrored(4), terms={}).fit(*images(54), BATCH, 1, 0, None, 0.1)),
+        "split_with_none": message(lambda: build(mirrored(4)).fit(*images(64), BATCH, validation_split=0.17)),
         "too_few": message(lambda: trained(mirrored(4), 51, terms=few, as_dataset=True)),
+        "generated": message(lambda: build(mirrored(4), terms=few).fit(Batches(), shuffle=False, verbose=0)),
         "indivisible": message(lambda: build(mirrored(4)).fit(*images(12), batch_size=6, verbose=0)),
     }
 
@@ -271,6 +289,20 @@ def refused():
         optimizer = keras.optimizers.SGD(0.1)
         distiller.compile(optimizer, cross_entropy())
 
+    def student_outside():
+        student = network()
+        with mirrored(2).scope():
+            Distiller(None, student).compile("sgd", cross_entropy())
+
+    def distiller_outside():
+        with mirrored(2).scope():
+            student = network()
+        Distiller(None, student).compile("sgd", cross_entropy())
+
+    def dropping():
+        with mirrored(2).scope():
+            Distiller(None, small_network(dropout=0.5)).compile("sgd", cross_entropy())
+
     def summed():
         with mirrored(2).scope():
             Distiller(None, network()).compile(
@@ -283,9 +315,17 @@ def refused():
             layer = layers.Dense(CLASSES, activity_regularizer="l2", name="logits")
             Distiller(None, keras.Model(image, layer(layers.Flatten()(image)))).compile("sgd", cross_entropy())
 
+    several = build(mirrored(2), terms={})
     return {
         "summing_layer": message(summing),
-        "one_batch": message(lambda: build(mirrored(2)).train_on_batch(*images(4))),
+        "one_batch": [
+            message(lambda: several.train_on_batch(*images(4))),
+            message(lambda: several.test_on_batch(*images(4))),
+            message(lambda: several.predict_on_batch(images(4)[0])),
+        ],
+        "student_outside": message(student_outside),
+        "distiller_outside": message(distiller_outside),
+        "dropping": message(dropping),
         "jit": compiled(jit_compile=True),
         "steps": compiled(steps_per_execution=2),
         "accumulation": compiled(optimizer=lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)),

@@ -59,7 +59,12 @@ def test_batches_that_are_shared_out_unevenly(facts, data):
     ("what", "said"),
     [
         ("arrays_with_none", "ValueError: The last batch of 5 images would leave some of the 4 replicas without any."),
+        (
+            "split_with_none",
+            "ValueError: The last batch of 5 images would leave some of the 4 replicas without any.",
+        ),
         ("too_few", "ValueError: Every training batch must have at least 4 images, one for each replica."),
+        ("generated", "ValueError: Every training batch must have an image for each of the 4 replicas. Received: one"),
         (
             "indivisible",
             "ValueError: `batch_size` must be a multiple of 4, the number of replicas. Received: batch_size=6",
@@ -68,6 +73,10 @@ def test_batches_that_are_shared_out_unevenly(facts, data):
 )
 def test_batches_that_cannot_be_shared_out(facts, what, said):
     assert facts["uneven"][what].startswith(said)
+
+
+def test_the_images_that_keras_takes_to_validate_on_do_not_count(facts):
+    assert facts["uneven"]["split"] is None
 
 
 def test_class_weights(facts):
@@ -140,10 +149,29 @@ def test_a_student_whose_replicas_normalise_alone_is_told_of(facts):
 
 def test_other_refusals(facts):
     assert "can have an `activity_regularizer`. Received: logits." in facts["refused"]["summing_layer"]
-    assert "does not share a batch between 2 replicas. Use `fit`" in facts["refused"]["one_batch"]
+    for said, name in zip(facts["refused"]["one_batch"], ("fit", "evaluate", "predict"), strict=True):
+        assert f"does not share a batch between 2 replicas. Use `{name}`" in said
     assert facts["refused"]["moving_average_without"] is None
     assert "Construct it within `with strategy.scope():`" in facts["refused"]["optimizer_outside"]
     assert "`reduction` of `loss` must be one of sum_over_batch_size, mean. Received: sum" in facts["refused"]["summed"]
+
+
+@pytest.mark.parametrize(
+    ("what", "kinds"),
+    [
+        ("student_outside", "a Distiller of a Mirrored and a student of no strategy."),
+        ("distiller_outside", "a Distiller of no strategy and a student of a Mirrored."),
+    ],
+)
+def test_a_student_of_another_strategy(facts, what, kinds):
+    said = "ValueError: Construct teacher, student and Distiller within the same `with strategy.scope():`. Received: "
+    assert facts["refused"][what] == said + kinds
+
+
+def test_layers_that_draw_the_same_numbers_on_every_replica_are_told_of(facts):
+    said = facts["refused"]["dropping"]  # warnings are errors there
+    assert said.startswith("UserWarning: Keras draws the same numbers on every replica")
+    assert said.endswith("unlike one device: dropout.")
 
 
 @pytest.mark.parametrize(

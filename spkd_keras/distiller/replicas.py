@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+WITHOUT = "a replica without an image"
+
 
 class Share:
     """What one replica has of the batch. Made within a step, once.
@@ -27,9 +29,9 @@ class Share:
         self._context = tf.distribute.get_replica_context()
         self.replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self.images = tf.cast(images, tf.int32)
-        counts = self._context.all_gather(tf.reshape(self.images, [1]), axis=0)
-        self.total = tf.reduce_sum(counts)
-        start = tf.reduce_sum(counts[: self._context.replica_id_in_sync_group])
+        self._counts = self._context.all_gather(tf.reshape(self.images, [1]), axis=0)
+        self.total = tf.reduce_sum(self._counts)
+        start = tf.reduce_sum(self._counts[: self._context.replica_id_in_sync_group])
         self.rows = slice(start, start + self.images)
 
     @classmethod
@@ -38,6 +40,14 @@ class Share:
         if tf.distribute.get_strategy().num_replicas_in_sync == 1:
             return None
         return cls(tf.shape(keras.tree.flatten(x)[0])[0])
+
+    def checked(self, x: Any) -> Any:
+        """Returns a batch as it is, and raises an error inside the graph, on all replicas, if one is without an image.
+
+        Networks fail at an empty batch in ways that nobody understands.
+        """
+        with tf.control_dependencies([tf.debugging.assert_positive(self._counts, WITHOUT)]):
+            return keras.tree.map_structure(lambda part: None if part is None else tf.identity(part), x)
 
     def own(self, values: Any) -> Any:
         """Returns what belongs to the replica's images, without a row that was added."""
