@@ -19,12 +19,13 @@ import tensorflow as tf
 from keras import layers
 from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images, small_network
 from test_step_guard import Spoiled, marking_teacher
-from tiny_experiment import tiny, untrained_teacher
+from tiny_experiment import assert_same_run, tiny, untrained_teacher, weights_of
 
 from spkd_keras import Distiller, Term, losses, models, optimizers
 from spkd_keras.distiller import NotFiniteError, loss_parts, replicas
 from spkd_keras.models import blocks
 from spkd_keras.training import Devices, RunsFailedError, run_experiment
+from spkd_keras.training.checkpoints import Checkpointer
 
 BATCH, COUNT, ODD = 16, 48, 53
 TERMS = {
@@ -388,6 +389,23 @@ def still_needed():
         model.fit(np.zeros((4, 2)), batch_size=4, verbose=0)
         return bool(np.isfinite(model.get_weights()[0]).all())
 
+    class Partly(keras.Sequential):
+        """Logs one of its two metrics."""
+
+        def train_step(self, data):
+            self.value.update_state(data)
+            self.other.update_state(data)
+            return {"value": self.value.result()}
+
+    def logged():
+        """The mean of six zeros and a one, of which the second replica has three."""
+        with strategy.scope():
+            model = Partly([keras.Input((1,)), layers.Dense(1)])
+            model.value, model.other = keras.metrics.Mean("value"), keras.metrics.Mean("other")
+            model.compile("sgd")
+        logs = model.fit(np.array([[0], [0], [0], [0], [0], [0], [1.0]]), batch_size=4, shuffle=False, verbose=0)
+        return logs.history["value"][0]
+
     def summed():
         return keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
 
@@ -401,6 +419,7 @@ def still_needed():
         "accumulation": fit(optimizer=summed),
         "ema": fit(optimizer=averaged),
         "bfloat16": message(gather),
+        "logs": logged(),
         "empty_channels": int(empty().shape[-1]),
         "condition": message(inside_a_condition),
         "second_replicas_overflow_is_skipped": overflow(),
@@ -418,7 +437,39 @@ def runs():
         found["not_finite"] = message(lambda: run_experiment(bad, folder / "bad", devices=devices), RunsFailedError)
         failure = folder / "bad" / "tiny" / "sp-seed0" / "failure.json"
         found["failure"] = json.loads(failure.read_text()) if failure.exists() else None
+        cached = f"teacher={{path: '{untrained_teacher(folder)}', cache: {{}}}}"
+        good = tiny(folder, *few, cached, "data.validation=0.1", "checkpoints={steps: 1}")
+        for name, on in {"alone": None, "whole": devices, "killed": devices}.items():
+            with killed_after_two_steps() if name == "killed" else contextlib.nullcontext():
+                run_experiment(good, folder / name, devices=on)
+        alone, whole, killed = (folder / name / "tiny" / "sp-seed0" for name in ("alone", "whole", "killed"))
+        found["left_by_the_kill"] = [file.name for file in (killed / "backup").glob("epoch-0-batch-2*")]
+        run_experiment(good, folder / "killed", devices=devices)
+        found["after_a_kill"] = message(lambda: assert_same_run(whole, killed))
+        found["cached"] = weights_apart([weights_of(alone)], [weights_of(whole)])
     return found
+
+
+@contextlib.contextmanager
+def killed_after_two_steps():
+    """Ends a run, as nothing that it could catch, right behind the checkpoint of its second step."""
+
+    class Killed(BaseException):
+        pass
+
+    original = Checkpointer._write
+
+    def write(self, position, state):
+        original(self, position, state)
+        if position.batch == 2:
+            raise Killed
+
+    Checkpointer._write = write
+    try:
+        with contextlib.suppress(Killed):
+            yield
+    finally:
+        Checkpointer._write = original
 
 
 TRAINING = (one_answer, other_losses, uneven, weighted, clipped, half_precision, parts_apart, guarded)

@@ -127,6 +127,15 @@ def test_a_run_that_is_not_finite_says_where(facts):
     assert set(failure["parts"]) == {"student_loss", "similarity_preserving"}
 
 
+def test_a_run_that_was_killed_goes_on_as_if_it_was_not(facts):
+    assert facts["runs"]["left_by_the_kill"]
+    assert facts["runs"]["after_a_kill"] is None
+
+
+def test_a_run_from_the_cache_of_the_teacher_is_that_of_one_device(facts):
+    assert facts["runs"]["cached"] < 1e-5
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -196,6 +205,11 @@ def test_an_empty_batch_still_loses_its_channels(facts):
     if facts["still_needed"]["empty_channels"] == 4:
         pytest.skip("TensorFlow runs without oneDNN's kernels here, or convolves empty batches by now")
     assert facts["still_needed"]["empty_channels"] == 1
+
+
+def test_keras_still_takes_the_logs_of_the_last_step(facts):
+    """Once this is 1 / 7, `ReplicatedTrainer._get_metrics_result_or_logs` can go."""
+    assert facts["still_needed"]["logs"] == pytest.approx(1 / 6)  # the mean of 0 / 4 and 1 / 3
 
 
 def test_keras_asks_the_first_replica_alone_for_an_overflow(facts):
