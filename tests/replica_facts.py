@@ -389,6 +389,29 @@ def still_needed():
         model.fit(np.zeros((4, 2)), batch_size=4, verbose=0)
         return bool(np.isfinite(model.get_weights()[0]).all())
 
+    class Pulling(keras.Sequential):
+        def train_step(self, data):
+            self.optimizer.apply_gradients([(tf.ones_like(weight), weight) for weight in self.trainable_weights])
+            return {"loss": tf.zeros(())}
+
+    def clipped_twice():
+        """What a sum of 2, clipped to 1, takes from weights of 0."""
+        with strategy.scope():
+            model = Pulling([keras.Input((2,)), layers.Dense(1, kernel_initializer="zeros", use_bias=False)])
+            model.compile(keras.optimizers.SGD(1.0, clipvalue=1.0))
+        model.fit(np.zeros((4, 2)), batch_size=4, verbose=0)
+        return float(model.get_weights()[0][0, 0])
+
+    def draws():
+        with strategy.scope():
+            layer = layers.Dropout(0.5)
+
+        @tf.function
+        def dropped():
+            return strategy.run(lambda: layer(tf.ones([64]), training=True))
+
+        return [value.numpy().tolist() for value in strategy.experimental_local_results(dropped())]
+
     class Partly(keras.Sequential):
         """Logs one of its two metrics."""
 
@@ -420,6 +443,8 @@ def still_needed():
         "ema": fit(optimizer=averaged),
         "bfloat16": message(gather),
         "logs": logged(),
+        "clipped": clipped_twice(),
+        "draws": draws(),
         "empty_channels": int(empty().shape[-1]),
         "condition": message(inside_a_condition),
         "second_replicas_overflow_is_skipped": overflow(),

@@ -212,6 +212,18 @@ def test_keras_still_takes_the_logs_of_the_last_step(facts):
     assert facts["still_needed"]["logs"] == pytest.approx(1 / 6)  # the mean of 0 / 4 and 1 / 3
 
 
+def test_keras_still_clips_each_replica(facts):
+    """Once this is -1, `Share.clipped` can go."""
+    assert facts["still_needed"]["clipped"] == -2
+
+
+def test_keras_still_draws_alike_on_every_replica(facts):
+    """Once they differ, the warning of `check_layers` and what the README says of Dropout can go."""
+    one, other = facts["still_needed"]["draws"]
+    assert 0 in one
+    assert one == other
+
+
 def test_keras_asks_the_first_replica_alone_for_an_overflow(facts):
     """Once this holds, `Share.agreed` can go."""
     assert not facts["still_needed"]["second_replicas_overflow_is_skipped"]
