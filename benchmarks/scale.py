@@ -208,7 +208,10 @@ def page() -> str:
         "| GFLOP/s of the loss | largest batch |"
     ]
     lines += ["| --- | --- | --- | --- | --- |"]
-    for name in (name for name in _pairs() if name in results["pairs"]):
+    for name in _pairs():
+        if name not in results["pairs"]:
+            lines.append(f"| {name} | not measured | | | |")
+            continue
         found = results["pairs"][name]
         images, pace = largest(found)
         rest = 1000 * (found["step"] - found["loss"][str(found["batch"])]) / found["batch"]

@@ -8,19 +8,24 @@ TensorFlow takes logical devices before it starts alone, so that the tests run t
 import contextlib
 import functools
 import json
+import pathlib
 import sys
+import tempfile
 import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images
+from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images, small_network
 from test_step_guard import Spoiled, marking_teacher
+from tiny_experiment import assert_same_run, tiny, untrained_teacher, weights_of
 
 from spkd_keras import Distiller, Term, losses, models, optimizers
-from spkd_keras.distiller import NotFiniteError, replicas
+from spkd_keras.distiller import NotFiniteError, loss_parts, replicas
 from spkd_keras.models import blocks
+from spkd_keras.training import Devices, RunsFailedError, run_experiment
+from spkd_keras.training.checkpoints import Checkpointer
 
 BATCH, COUNT, ODD = 16, 48, 53
 TERMS = {
@@ -28,6 +33,7 @@ TERMS = {
     "soft_targets": lambda: Term(losses.SoftTargets(), 0.9),
     "relational_distance": lambda: Term(losses.RelationalDistance(), 5.0),
 }
+CLIPPING = {"clipnorm": 0.05, "clipvalue": 0.01, "global_clipnorm": 0.5}
 OTHER_TERMS = {
     "hint": lambda: Term(losses.Hint(), 1.0),  # with an adapter, which has a BatchNormalization
     "relational_angle": lambda: Term(losses.RelationalAngle(), 5.0),
@@ -143,6 +149,20 @@ def other_losses():
     return difference(alone, trained(mirrored(2), terms=OTHER_TERMS))
 
 
+class Batches(keras.utils.PyDataset):
+    """Batches of 16, 16, 16 and 5, which Keras itself shares out."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = images(ODD)
+
+    def __len__(self):
+        return -(-ODD // BATCH)
+
+    def __getitem__(self, index):
+        return tuple(part[index * BATCH : (index + 1) * BATCH] for part in self.images)
+
+
 def uneven():
     """Batches of 16, 16, 16 and 5, over four replicas: of arrays the last one leaves two without."""
     few = {"similarity_preserving": TERMS["similarity_preserving"]}
@@ -153,7 +173,11 @@ def uneven():
         "dataset": difference(alone, four),
         "arrays": difference(trained(None, 47, terms=few), trained(mirrored(4), 47, terms=few)),
         "arrays_with_none": message(lambda: trained(mirrored(4), ODD)),
+        # 54 and 64 images, of which Keras trains on 48 and on 53.
+        "split": message(lambda: build(mirrored(4), terms={}).fit(*images(54), BATCH, 1, 0, None, 0.1)),
+        "split_with_none": message(lambda: build(mirrored(4)).fit(*images(64), BATCH, validation_split=0.17)),
         "too_few": message(lambda: trained(mirrored(4), 51, terms=few, as_dataset=True)),
+        "generated": message(lambda: build(mirrored(4), terms=few).fit(Batches(), shuffle=False, verbose=0)),
         "indivisible": message(lambda: build(mirrored(4)).fit(*images(12), batch_size=6, verbose=0)),
     }
 
@@ -163,6 +187,29 @@ def weighted():
     few = {"soft_targets": TERMS["soft_targets"]}
     alone = trained(None, 47, terms=few, fitted={"class_weight": weights})
     return difference(alone, trained(mirrored(2), 47, terms=few, fitted={"class_weight": weights}))
+
+
+def clipped():
+    """Bounds that the gradient of the batch is far above, and that those of the replicas are not added up in."""
+    few = {"similarity_preserving": TERMS["similarity_preserving"]}
+    found = {}
+
+    def scaled():
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, clipvalue=0.01), initial_scale=64.0)
+
+    def fixed():
+        return keras.optimizers.SGD(0.1, clipvalue=0.01, loss_scale_factor=8.0)
+
+    def bounded(**bounds):
+        return lambda: optimizers.CoupledSGD(0.1, 0.9, **bounds)
+
+    cases = {name: bounded(**{name: bound}) for name, bound in CLIPPING.items()} | {"scaled": scaled, "fixed": fixed}
+    for name, optimizer in cases.items():
+        alone, two = (trained(strategy, terms=few, optimizer=optimizer) for strategy in (None, mirrored(2)))
+        found[name] = weights_apart(alone, two)
+    free = trained(None, terms=few, optimizer=bounded())
+    clipping = trained(None, terms=few, optimizer=bounded(global_clipnorm=CLIPPING["global_clipnorm"]))
+    return found | {"without": weights_apart(free, clipping)}
 
 
 def half_precision():
@@ -192,6 +239,24 @@ def spoiled(bad, how="value", optimizer=None, replicas_of=2):
 def state(distiller):
     variables = [*distiller.student.variables, *distiller.optimizer.variables]
     return [tf.convert_to_tensor(variable.value).numpy() for variable in variables]
+
+
+def parts_apart():
+    """How far the parts of the loss after a step on two replicas are from those after one of one device."""
+    few = {name: make for name, make in (TERMS | OTHER_TERMS).items() if name in ("similarity_preserving", "hint")}
+    x, y = images(BATCH)
+    distillers = [trained(strategy, BATCH, terms=few)[2] for strategy in (None, mirrored(2))]
+    for distiller in distillers:
+        distiller.term_weights["hint"].assign(0.5)
+    before = state(distillers[1])
+    alone, two = (loss_parts(distiller, x, y) for distiller in distillers)
+    assert list(alone) == list(two)
+    pairs = [(a, b) for name in alone for a, b in zip(alone[name], two[name], strict=True)]
+    return {
+        "parts": max(abs(a - b) / max(1.0, abs(a)) for a, b in pairs),
+        "weight": two["hint"].weight,
+        "changed": max(float(np.abs(a - b).max()) for a, b in zip(before, state(distillers[1]), strict=True)),
+    }
 
 
 def guarded():
@@ -225,6 +290,20 @@ def refused():
         optimizer = keras.optimizers.SGD(0.1)
         distiller.compile(optimizer, cross_entropy())
 
+    def student_outside():
+        student = network()
+        with mirrored(2).scope():
+            Distiller(None, student).compile("sgd", cross_entropy())
+
+    def distiller_outside():
+        with mirrored(2).scope():
+            student = network()
+        Distiller(None, student).compile("sgd", cross_entropy())
+
+    def dropping():
+        with mirrored(2).scope():
+            Distiller(None, small_network(dropout=0.5)).compile("sgd", cross_entropy())
+
     def summed():
         with mirrored(2).scope():
             Distiller(None, network()).compile(
@@ -237,9 +316,17 @@ def refused():
             layer = layers.Dense(CLASSES, activity_regularizer="l2", name="logits")
             Distiller(None, keras.Model(image, layer(layers.Flatten()(image)))).compile("sgd", cross_entropy())
 
+    several = build(mirrored(2), terms={})
     return {
         "summing_layer": message(summing),
-        "one_batch": message(lambda: build(mirrored(2)).train_on_batch(*images(4))),
+        "one_batch": [
+            message(lambda: several.train_on_batch(*images(4))),
+            message(lambda: several.test_on_batch(*images(4))),
+            message(lambda: several.predict_on_batch(images(4)[0])),
+        ],
+        "student_outside": message(student_outside),
+        "distiller_outside": message(distiller_outside),
+        "dropping": message(dropping),
         "jit": compiled(jit_compile=True),
         "steps": compiled(steps_per_execution=2),
         "accumulation": compiled(optimizer=lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)),
@@ -302,6 +389,46 @@ def still_needed():
         model.fit(np.zeros((4, 2)), batch_size=4, verbose=0)
         return bool(np.isfinite(model.get_weights()[0]).all())
 
+    class Pulling(keras.Sequential):
+        def train_step(self, data):
+            self.optimizer.apply_gradients([(tf.ones_like(weight), weight) for weight in self.trainable_weights])
+            return {"loss": tf.zeros(())}
+
+    def clipped_twice():
+        """What a sum of 2, clipped to 1, takes from weights of 0."""
+        with strategy.scope():
+            model = Pulling([keras.Input((2,)), layers.Dense(1, kernel_initializer="zeros", use_bias=False)])
+            model.compile(keras.optimizers.SGD(1.0, clipvalue=1.0))
+        model.fit(np.zeros((4, 2)), batch_size=4, verbose=0)
+        return float(model.get_weights()[0][0, 0])
+
+    def draws():
+        with strategy.scope():
+            layer = layers.Dropout(0.5)
+
+        @tf.function
+        def dropped():
+            return strategy.run(lambda: layer(tf.ones([64]), training=True))
+
+        return [value.numpy().tolist() for value in strategy.experimental_local_results(dropped())]
+
+    class Partly(keras.Sequential):
+        """Logs one of its two metrics."""
+
+        def train_step(self, data):
+            self.value.update_state(data)
+            self.other.update_state(data)
+            return {"value": self.value.result()}
+
+    def logged():
+        """The mean of six zeros and a one, of which the second replica has three."""
+        with strategy.scope():
+            model = Partly([keras.Input((1,)), layers.Dense(1)])
+            model.value, model.other = keras.metrics.Mean("value"), keras.metrics.Mean("other")
+            model.compile("sgd")
+        logs = model.fit(np.array([[0], [0], [0], [0], [0], [0], [1.0]]), batch_size=4, shuffle=False, verbose=0)
+        return logs.history["value"][0]
+
     def summed():
         return keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
 
@@ -315,13 +442,63 @@ def still_needed():
         "accumulation": fit(optimizer=summed),
         "ema": fit(optimizer=averaged),
         "bfloat16": message(gather),
+        "logs": logged(),
+        "clipped": clipped_twice(),
+        "draws": draws(),
         "empty_channels": int(empty().shape[-1]),
         "condition": message(inside_a_condition),
         "second_replicas_overflow_is_skipped": overflow(),
     }
 
 
-PARTS = (one_answer, other_losses, uneven, weighted, half_precision, guarded, refused, still_needed)
+def runs():
+    """Runs of an experiment on two replicas. The last: they make the operations of the process deterministic."""
+    devices, found = Devices(mirrored(2), "mirrored"), {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        few = [f"teacher={{path: '{untrained_teacher(folder)}'}}", "methods={sp: [{loss: similarity_preserving}]}"]
+        few += ["schedule.epochs=1"]
+        bad = tiny(folder, *few, "schedule.learning_rate=1.0e+30", "data.validation=0")
+        found["not_finite"] = message(lambda: run_experiment(bad, folder / "bad", devices=devices), RunsFailedError)
+        failure = folder / "bad" / "tiny" / "sp-seed0" / "failure.json"
+        found["failure"] = json.loads(failure.read_text()) if failure.exists() else None
+        cached = f"teacher={{path: '{untrained_teacher(folder)}', cache: {{}}}}"
+        good = tiny(folder, *few, cached, "data.validation=0.1", "checkpoints={steps: 1}")
+        for name, on in {"alone": None, "whole": devices, "killed": devices}.items():
+            with killed_after_two_steps() if name == "killed" else contextlib.nullcontext():
+                run_experiment(good, folder / name, devices=on)
+        alone, whole, killed = (folder / name / "tiny" / "sp-seed0" for name in ("alone", "whole", "killed"))
+        found["left_by_the_kill"] = [file.name for file in (killed / "backup").glob("epoch-0-batch-2*")]
+        run_experiment(good, folder / "killed", devices=devices)
+        found["after_a_kill"] = message(lambda: assert_same_run(whole, killed))
+        found["cached"] = weights_apart([weights_of(alone)], [weights_of(whole)])
+    return found
+
+
+@contextlib.contextmanager
+def killed_after_two_steps():
+    """Ends a run, as nothing that it could catch, right behind the checkpoint of its second step."""
+
+    class Killed(BaseException):
+        pass
+
+    original = Checkpointer._write
+
+    def write(self, position, state):
+        original(self, position, state)
+        if position.batch == 2:
+            raise Killed
+
+    Checkpointer._write = write
+    try:
+        with contextlib.suppress(Killed):
+            yield
+    finally:
+        Checkpointer._write = original
+
+
+TRAINING = (one_answer, other_losses, uneven, weighted, clipped, half_precision, parts_apart, guarded)
+PARTS = (*TRAINING, refused, still_needed, runs)
 
 
 def main():

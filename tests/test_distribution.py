@@ -59,7 +59,12 @@ def test_batches_that_are_shared_out_unevenly(facts, data):
     ("what", "said"),
     [
         ("arrays_with_none", "ValueError: The last batch of 5 images would leave some of the 4 replicas without any."),
+        (
+            "split_with_none",
+            "ValueError: The last batch of 5 images would leave some of the 4 replicas without any.",
+        ),
         ("too_few", "ValueError: Every training batch must have at least 4 images, one for each replica."),
+        ("generated", "ValueError: Every training batch must have an image for each of the 4 replicas. Received: one"),
         (
             "indivisible",
             "ValueError: `batch_size` must be a multiple of 4, the number of replicas. Received: batch_size=6",
@@ -70,8 +75,19 @@ def test_batches_that_cannot_be_shared_out(facts, what, said):
     assert facts["uneven"][what].startswith(said)
 
 
+def test_the_images_that_keras_takes_to_validate_on_do_not_count(facts):
+    assert facts["uneven"]["split"] is None
+
+
 def test_class_weights(facts):
     assert_same(facts["weighted"])
+
+
+def test_the_gradient_of_the_whole_batch_is_clipped(facts):
+    found = dict(facts["clipped"])
+    assert found.pop("without") > 1e-3
+    assert set(found) == {"clipnorm", "clipvalue", "global_clipnorm", "scaled", "fixed"}
+    assert max(found.values()) < 1e-5
 
 
 @pytest.mark.parametrize(("policy", "tolerance"), [("mixed_bfloat16", 2e-3), ("mixed_float16", 5e-4)])
@@ -96,6 +112,30 @@ def test_an_overflow_on_one_replica_halves_the_loss_scale_of_all(facts):
     assert facts["guarded"]["finite"]
 
 
+def test_the_parts_of_the_loss(facts):
+    found = facts["parts_apart"]
+    assert found["parts"] < 1e-5
+    assert found["weight"] == 0.5  # as it is now, not as the term was made
+    assert found["changed"] == 0
+
+
+def test_a_run_that_is_not_finite_says_where(facts):
+    said, failure = facts["runs"]["not_finite"], facts["runs"]["failure"]
+    assert "FloatingPointError: The loss is not finite in epoch 1, batch 2:" in said
+    assert "The batch is the training images" in said
+    assert (failure["epoch"], failure["batch"]) == (1, 2)
+    assert set(failure["parts"]) == {"student_loss", "similarity_preserving"}
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_was_not(facts):
+    assert facts["runs"]["left_by_the_kill"]
+    assert facts["runs"]["after_a_kill"] is None
+
+
+def test_a_run_from_the_cache_of_the_teacher_is_that_of_one_device(facts):
+    assert facts["runs"]["cached"] < 1e-5
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -118,10 +158,29 @@ def test_a_student_whose_replicas_normalise_alone_is_told_of(facts):
 
 def test_other_refusals(facts):
     assert "can have an `activity_regularizer`. Received: logits." in facts["refused"]["summing_layer"]
-    assert "does not share a batch between 2 replicas. Use `fit`" in facts["refused"]["one_batch"]
+    for said, name in zip(facts["refused"]["one_batch"], ("fit", "evaluate", "predict"), strict=True):
+        assert f"does not share a batch between 2 replicas. Use `{name}`" in said
     assert facts["refused"]["moving_average_without"] is None
     assert "Construct it within `with strategy.scope():`" in facts["refused"]["optimizer_outside"]
     assert "`reduction` of `loss` must be one of sum_over_batch_size, mean. Received: sum" in facts["refused"]["summed"]
+
+
+@pytest.mark.parametrize(
+    ("what", "kinds"),
+    [
+        ("student_outside", "a Distiller of a Mirrored and a student of no strategy."),
+        ("distiller_outside", "a Distiller of no strategy and a student of a Mirrored."),
+    ],
+)
+def test_a_student_of_another_strategy(facts, what, kinds):
+    said = "ValueError: Construct teacher, student and Distiller within the same `with strategy.scope():`. Received: "
+    assert facts["refused"][what] == said + kinds
+
+
+def test_layers_that_draw_the_same_numbers_on_every_replica_are_told_of(facts):
+    said = facts["refused"]["dropping"]  # warnings are errors there
+    assert said.startswith("UserWarning: Keras draws the same numbers on every replica")
+    assert said.endswith("unlike one device: dropout.")
 
 
 @pytest.mark.parametrize(
@@ -146,6 +205,23 @@ def test_an_empty_batch_still_loses_its_channels(facts):
     if facts["still_needed"]["empty_channels"] == 4:
         pytest.skip("TensorFlow runs without oneDNN's kernels here, or convolves empty batches by now")
     assert facts["still_needed"]["empty_channels"] == 1
+
+
+def test_keras_still_takes_the_logs_of_the_last_step(facts):
+    """Once this is 1 / 7, `ReplicatedTrainer._get_metrics_result_or_logs` can go."""
+    assert facts["still_needed"]["logs"] == pytest.approx(1 / 6)  # the mean of 0 / 4 and 1 / 3
+
+
+def test_keras_still_clips_each_replica(facts):
+    """Once this is -1, `Share.clipped` can go."""
+    assert facts["still_needed"]["clipped"] == -2
+
+
+def test_keras_still_draws_alike_on_every_replica(facts):
+    """Once they differ, the warning of `check_layers` and what the README says of Dropout can go."""
+    one, other = facts["still_needed"]["draws"]
+    assert 0 in one
+    assert one == other
 
 
 def test_keras_asks_the_first_replica_alone_for_an_overflow(facts):

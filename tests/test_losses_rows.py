@@ -1,5 +1,7 @@
 """The values of some of a batch's images, as the replicas that share it compute them."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from keras import ops
@@ -39,6 +41,18 @@ def test_other_rows_are_not_computed(monkeypatch):
         kind().call_rows(embeddings(0), embeddings(1), ROWS)
     assert len(shapes) == 8
     assert {shape[0] for shape in shapes} == {3}
+
+
+def test_those_that_compute_all_on_every_device_are_named():
+    """They need the whole batch: the mean distance, and the correlations of the classes."""
+    own = losses.DistillationLoss.call_rows
+    whole = {name for name, kind in RELATIONAL.items() if kind.call_rows is own}
+    assert whole == {"relational_distance", "dist"}
+    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "of `relational_distance` and `dist`, whose values need the whole batch's, all of it" in readme
+    for name in whole:
+        assert "each compute" in RELATIONAL[name].__doc__
+        assert RELATIONAL[name].__name__ in own.__doc__
 
 
 def test_a_batch_of_one_row_each_has_pairs():

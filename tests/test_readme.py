@@ -1,6 +1,8 @@
 """What the README says is what happens."""
 
+import json
 import re
+import runpy
 from pathlib import Path
 
 import keras
@@ -42,6 +44,16 @@ def test_the_recorded_runs_are_of_the_experiment_as_it_is() -> None:
         for seed in experiment.seeds:
             recorded = load_experiment(ROOT / f"experiments/results/digits/{method}-seed{seed}/experiment.yaml")
             assert not differences(recorded, experiment.single(method, seed))
+
+
+def test_the_page_on_scale_is_that_of_its_measurements_and_says_what_was_not_measured() -> None:
+    module = runpy.run_path(str(ROOT / "benchmarks" / "scale.py"))
+    page = (ROOT / "benchmarks" / "scale.md").read_text(encoding="utf-8")
+    assert page == module["page"]()
+    measured = json.loads((ROOT / "benchmarks" / "results" / "scale.json").read_text(encoding="utf-8"))["pairs"]
+    for name in module["_pairs"]():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
+        assert ("not measured" in row) == (name not in measured)
 
 
 def test_what_the_readme_names_exists() -> None:

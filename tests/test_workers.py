@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,7 +98,9 @@ def test_a_killed_worker_and_a_new_start_give_the_same_run(tmp_path):
     assert launcher.launch([*command(tmp_path, outs[0]), "--strategy", "multiworker"], 2) == 0
     assert not outs[1].exists()  # only the first writes
     whole = tmp_path / "whole"
-    assert launcher.launch([*command(tmp_path, whole), "--strategy", "multiworker"], 2) == 0
+    # With the check, which the first does alone, and which says that nobody trained this teacher.
+    checked = [part.replace("--no-check", "--force") for part in command(tmp_path, whole)]
+    assert launcher.launch([*checked, "--strategy", "multiworker"], 2) == 0
     runs = [out / "shared" / "sp-seed0" for out in (outs[0], whole)]
     assert_same_run(*runs)
     summary = json.loads((runs[0] / "summary.json").read_text())
@@ -161,6 +164,27 @@ def test_a_cluster_that_is_none(no_cluster, config, said):
         no_cluster.setenv("TF_CONFIG", config)
     with pytest.raises(ExperimentError, match=said):
         devices_for("multiworker")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["busy", "nowhere"])
+def test_an_address_that_cannot_be_had(no_cluster, tmp_path, address):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        if address == "busy":
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+        workers = [address, f"127.0.0.1:{launcher.free_ports(1)[0]}"]
+        no_cluster.setenv(
+            "TF_CONFIG", json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}})
+        )
+        (tmp_path / "shared.yaml").write_text(EXPERIMENT.format(teacher=untrained_teacher(tmp_path)))
+        arguments = [*command(tmp_path, tmp_path / "runs"), "--strategy", "multiworker"]
+        done = subprocess.run(arguments, capture_output=True, text=True)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2
+    assert said.startswith("spkd: TF_CONFIG must give this process an address HOST:PORT of this machine that is free.")
+    assert f"Received: {address} (" in said
 
 
 def test_slurm_names_the_workers(no_cluster):

@@ -173,6 +173,7 @@ class Distiller(StudentKeeper):
                 "loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True). Received: loss=None. "
                 "Only a Distiller with student_loss_weight=0 trains without one."
             )
+        strategies.check_scope(self, self.student)
         with self.distribute_strategy.scope():
             self._compile(optimizer, loss, *args, auto_scale_loss=auto_scale_loss, **kwargs)
 
@@ -227,13 +228,9 @@ class Distiller(StudentKeeper):
             # First, so that no other callback saves what the guard refuses.
             callbacks = [guard, *keras.tree.flatten(callbacks or [])]
         strategy = self.distribute_strategy
-        strategies.check_batch_size(strategy, x, batch_size)
-        if kwargs.get("class_weight") is None:
-            x = self.shared_out(x, at_least_one=True)
-        if "validation_data" in kwargs:
-            kwargs["validation_data"] = self.shared_out(kwargs["validation_data"])
+        x, kwargs = self.for_fit(x, batch_size, kwargs | dict(zip(strategies.FIT_OPTIONS[: len(args)], args, strict=True)))
         with clear_label_errors(taps.num_classes(self.student)), strategies.clear_sharing_errors(strategy):
-            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluates the student as `keras.Model.evaluate` does, and the terms if `evaluate_terms` is set.
@@ -253,6 +250,7 @@ class Distiller(StudentKeeper):
                 "To train on the terms alone, construct the Distiller with student_loss_weight=0."
             )
         share = Share.of(x)
+        x = share.checked(x) if share else x
         teacher_taps = self._wiring.run_teacher(x) if self.terms else []
         before = ForwardState([self.student, *self.adapters.values()], self.trainable_variables)
         with tf.GradientTape() as tape:
@@ -278,14 +276,16 @@ class Distiller(StudentKeeper):
             # The layers behind the last tap have no gradient then, and none is meant.
             pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
         gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
-        if share:
-            gradients = share.agreed(gradients)
 
         def apply(gradients: Sequence[Any]) -> None:
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
         scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         scale = self.optimizer.dynamic_scale if scales else None
+        if share:
+            inner = self.optimizer.inner_optimizer if scales else self.optimizer
+            scaled_by = tf.convert_to_tensor(scale) if scales else inner.loss_scale_factor or 1.0
+            gradients = share.clipped(share.agreed(gradients), inner, scaled_by)
         self.step_guard.run(losses, gradients, apply, before, scale)
 
     def test_step(self, data: Any) -> dict[str, Any]:

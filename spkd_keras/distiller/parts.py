@@ -9,6 +9,7 @@ import tensorflow as tf
 from spkd_keras.distiller import taps
 from spkd_keras.distiller.guard import ForwardState
 from spkd_keras.distiller.model import Distiller
+from spkd_keras.models.copying import copied
 
 
 class LossPart(NamedTuple):
@@ -29,16 +30,19 @@ def loss_parts(distiller: Distiller, x: Any, y: Any) -> dict[str, LossPart]:
     """Returns the parts of the loss, as a training step would see them, and changes nothing.
 
     Args:
-        distiller: compiled, with its teacher if it has terms.
+        distiller: compiled, with its teacher if it has terms. Under a strategy one device computes them.
         x: images.
         y: labels.
 
     Returns:
         `student_loss` and every term's name with its part.
     """
+    scale = float(distiller.optimizer.scale_loss(tf.ones(())))  # as in training, so that float16 does not underflow
+    weights = {name: float(tf.convert_to_tensor(weight.value)) for name, weight in distiller.term_weights.items()}
+    if distiller._distribute_strategy is not None:
+        distiller = _on_one_device(distiller)
     variables = distiller.student.trainable_variables
     before = ForwardState([distiller.student, *distiller.adapters.values()], distiller.trainable_variables)
-    scale = float(distiller.optimizer.scale_loss(tf.ones(())))  # as in training, so that float16 does not underflow
     teacher_taps = distiller._wiring.run_teacher(x) if distiller.terms else []
     with tf.GradientTape(persistent=True) as tape:
         y_pred, student_taps = distiller._wiring.run_student(x, training=True, with_taps=bool(distiller.terms))
@@ -48,12 +52,28 @@ def loss_parts(distiller: Distiller, x: Any, y: Any) -> dict[str, LossPart]:
         scaled = {name: scale * tf.cast(value, tf.float32) for name, value in losses.items()}
     parts = {}
     for name, value in losses.items():
-        weight = float(distiller.term_weights.get(name, distiller.student_loss_weight))
+        weight = weights.get(name, distiller.student_loss_weight)
         gradients = [gradient for gradient in tape.gradient(scaled[name], variables) if gradient is not None]
         norm = float(tf.linalg.global_norm(gradients)) if gradients else 0.0
         parts[name] = LossPart(float(value), weight, weight * norm / scale)
     before.restore()
     return parts
+
+
+def _on_one_device(distiller: Distiller) -> Distiller:
+    """Returns a copy whose variables belong to no strategy; its weights of terms are the first ones.
+
+    TensorFlow 2.21 lets the replicas alone update variables of a strategy, as normalisation does in training.
+    """
+    student = copied(distiller.student, lambda layer: type(layer).from_config(layer.get_config()), "one device")
+    arguments = distiller.student_loss_weight, distiller.teacher_dtype
+    alone = Distiller(distiller.teacher, student, distiller.terms, *arguments)
+    alone._compile_loss = distiller._compile_loss
+    copies, layers = [student, *alone.adapters.values()], [distiller.student, *distiller.adapters.values()]
+    for copy, layer in zip(copies, layers, strict=True):
+        for variable, original in zip(copy.variables, layer.variables, strict=True):
+            variable.assign(tf.convert_to_tensor(original.value))
+    return alone
 
 
 def tap_values(distiller: Distiller, x: Any) -> dict[str, tuple[Any, Any]]:

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+WITHOUT = "a replica without an image"
+
 
 class Share:
     """What one replica has of the batch. Made within a step, once.
@@ -27,9 +29,9 @@ class Share:
         self._context = tf.distribute.get_replica_context()
         self.replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self.images = tf.cast(images, tf.int32)
-        counts = self._context.all_gather(tf.reshape(self.images, [1]), axis=0)
-        self.total = tf.reduce_sum(counts)
-        start = tf.reduce_sum(counts[: self._context.replica_id_in_sync_group])
+        self._counts = self._context.all_gather(tf.reshape(self.images, [1]), axis=0)
+        self.total = tf.reduce_sum(self._counts)
+        start = tf.reduce_sum(self._counts[: self._context.replica_id_in_sync_group])
         self.rows = slice(start, start + self.images)
 
     @classmethod
@@ -38,6 +40,14 @@ class Share:
         if tf.distribute.get_strategy().num_replicas_in_sync == 1:
             return None
         return cls(tf.shape(keras.tree.flatten(x)[0])[0])
+
+    def checked(self, x: Any) -> Any:
+        """Returns a batch as it is, and raises an error inside the graph, on all replicas, if one is without an image.
+
+        Networks fail at an empty batch in ways that nobody understands.
+        """
+        with tf.control_dependencies([tf.debugging.assert_positive(self._counts, WITHOUT)]):
+            return keras.tree.map_structure(lambda part: None if part is None else tf.identity(part), x)
 
     def own(self, values: Any) -> Any:
         """Returns what belongs to the replica's images, without a row that was added."""
@@ -78,8 +88,33 @@ class Share:
         """
         finite = tf.math.is_finite(tf.linalg.global_norm(gradients))
         bad = self._context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(~finite, tf.float32))
-        factor = tf.where(bad > 0, float("nan"), 1.0)
-        return [None if gradient is None else gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
+        return _spoiled_if(bad > 0, gradients)
+
+    def clipped(self, gradients: Sequence[Any], optimizer: keras.optimizers.Optimizer, scale: Any) -> list[Any]:
+        """Returns what an optimizer that clips makes of the gradient of the whole batch, a replica's part of it.
+
+        Keras (3.12 to 3.15) clips the gradient of each replica and then sums them. A part of what is clipped already is
+        within the bounds, so that it stays as it is.
+
+        Args:
+            gradients: of the replica.
+            optimizer: without the one that scales the loss.
+            scale: by which the loss was multiplied.
+        """
+        if not (optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue):
+            return list(gradients)
+        there = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        summed = self._context.all_reduce(tf.distribute.ReduceOp.SUM, [gradients[index] for index in there])
+        clipped = optimizer._clip_gradients([gradient / tf.cast(scale, gradient.dtype) for gradient in summed])
+        parts = [part * tf.cast(scale / self.replicas, part.dtype) for part in clipped]
+        # Clipping to a value would hide what is infinite.
+        parts = _spoiled_if(~tf.math.is_finite(tf.linalg.global_norm(summed)), parts)
+        return [parts[there.index(index)] if index in there else None for index in range(len(gradients))]
+
+
+def _spoiled_if(bad: Any, gradients: Sequence[Any]) -> list[Any]:
+    factor = tf.where(bad, float("nan"), 1.0)
+    return [None if gradient is None else gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
 
 
 def with_a_row(x: Any) -> Any:

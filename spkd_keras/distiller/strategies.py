@@ -1,7 +1,9 @@
 """`fit` and `evaluate` under `tf.distribute`: what Keras lacks for it, and what TensorFlow cannot do."""
 
 import functools
+import inspect
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +12,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from spkd_keras.distiller.replicas import Share, with_a_row
+from spkd_keras.distiller.replicas import WITHOUT, Share, with_a_row
 
 MEANS = ("sum_over_batch_size", "mean")  # reductions that can be shared out
+FIT_OPTIONS = tuple(inspect.signature(keras.Model.fit).parameters)[7:]  # those behind `callbacks`
 TOO_FEW = "fewer images than replicas"
 
 
@@ -48,10 +51,34 @@ class ReplicatedTrainer(keras.Model):
         Raises:
             ValueError: if there are several, each of which Keras would give the whole batch.
         """
+        self._check_alone("train_on_batch", "fit")
+        return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates one batch as `keras.Model.test_on_batch` does; raises a ValueError as `train_on_batch` does."""
+        self._check_alone("test_on_batch", "evaluate")
+        return super().test_on_batch(*args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Predicts one batch as `keras.Model.predict_on_batch` does; raises a ValueError as `train_on_batch` does."""
+        self._check_alone("predict_on_batch", "predict")
+        return super().predict_on_batch(x)
+
+    def _check_alone(self, name: str, other: str) -> None:
         replicas = self.distribute_strategy.num_replicas_in_sync
         if replicas > 1:
-            raise ValueError(f"`train_on_batch` does not share a batch between {replicas} replicas. Use `fit`.")
-        return super().train_on_batch(*args, **kwargs)
+            raise ValueError(f"`{name}` does not share a batch between {replicas} replicas. Use `{other}`.")
+
+    def for_fit(self, x: Any, batch_size: int | None, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Returns the data and the other arguments of a `fit`, with datasets shared out between the replicas.
+
+        Raises:
+            ValueError: if arrays cannot be shared out.
+        """
+        check_batch_size(self.distribute_strategy, x, batch_size, options.get("validation_split") or 0.0)
+        if options.get("class_weight") is None:
+            x = self.shared_out(x, at_least_one=True)
+        return x, options | {"validation_data": self.shared_out(options.get("validation_data"))}
 
     def shared_out(self, data: Any, at_least_one: bool = False) -> Any:
         """Returns a dataset so that its batches are shared out between the replicas; anything else as it is."""
@@ -182,6 +209,24 @@ def check_compiled(
             )
 
 
+def check_scope(distiller: keras.Model, student: keras.Model) -> None:
+    """Checks that a Distiller and its student belong to the same strategy, or both to none.
+
+    Raises:
+        ValueError: if not.
+    """
+    # `distribute_strategy` of one that belongs to none is the strategy in whose scope it is asked for.
+    if distiller._distribute_strategy is not student._distribute_strategy:
+        kinds = [
+            "no strategy" if of is None else f"a {type(of).__name__}"
+            for of in (distiller._distribute_strategy, student._distribute_strategy)
+        ]
+        raise ValueError(
+            "Construct teacher, student and Distiller within the same `with strategy.scope():`. Received: a Distiller "
+            f"of {kinds[0]} and a student of {kinds[1]}."
+        )
+
+
 def check_layers(strategy: tf.distribute.Strategy, layers: Sequence[keras.layers.Layer]) -> None:
     """Refuses layers that replicas cannot compute as one device would, and warns of those that do not.
 
@@ -196,6 +241,13 @@ def check_layers(strategy: tf.distribute.Strategy, layers: Sequence[keras.layers
             "With several replicas, no layer of the student can have an `activity_regularizer`. Received: "
             f"{', '.join(summing)}. Regularise weights instead, or train on one device."
         )
+    drawing = [layer.name for layer in layers if _draws(layer)]
+    if drawing:
+        warnings.warn(
+            f"Keras draws the same numbers on every replica, so that these layers treat as many images alike as there "
+            f"are replicas, unlike one device: {', '.join(sorted(drawing))}.",
+            stacklevel=4,
+        )
     alone = [
         layer.name
         for layer in layers
@@ -209,8 +261,22 @@ def check_layers(strategy: tf.distribute.Strategy, layers: Sequence[keras.layers
         )
 
 
-def check_batch_size(strategy: tf.distribute.Strategy, x: Any, batch_size: int | None) -> None:
+def _draws(layer: keras.layers.Layer) -> bool:
+    """Whether a layer has a random generator that it uses in training; a Dropout of 0 does not."""
+    generator = getattr(layer, "seed_generator", None)
+    return isinstance(generator, keras.random.SeedGenerator) and getattr(layer, "rate", 1) != 0
+
+
+def check_batch_size(
+    strategy: tf.distribute.Strategy, x: Any, batch_size: int | None, validation_split: float = 0.0
+) -> None:
     """Checks that full batches of arrays can be shared out equally, and that the last one leaves no replica without.
+
+    Args:
+        strategy: with the replicas.
+        x: the arrays, or anything else, which is not looked at.
+        batch_size: of all replicas; None for Keras' default.
+        validation_split: the part of the arrays that Keras takes from their end.
 
     Raises:
         ValueError: if not.
@@ -223,7 +289,7 @@ def check_batch_size(strategy: tf.distribute.Strategy, x: Any, batch_size: int |
         raise ValueError(
             f"`batch_size` must be a multiple of {replicas}, the number of replicas. Received: batch_size={size}."
         )
-    last = len(first) % size
+    last = math.floor(len(first) * (1.0 - validation_split)) % size
     if last and -(-last * replicas // size) < replicas:
         raise ValueError(
             f"The last batch of {last} images would leave some of the {replicas} replicas without any. Leave these "
@@ -238,6 +304,12 @@ def clear_sharing_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
+        if WITHOUT in str(error):
+            raise ValueError(
+                f"Every training batch must have an image for each of the {strategy.num_replicas_in_sync} replicas. "
+                "Received: one that leaves a replica without any. Leave it out, choose another batch size, or give a "
+                "tf.data.Dataset without `class_weight`, whose batches are shared out evenly."
+            ) from error
         if TOO_FEW not in str(error):
             raise
         raise ValueError(

@@ -63,6 +63,7 @@ class DistillationLoss(keras.losses.Loss):
         """Returns the values of some examples of a batch, those of one of the devices that share it.
 
         A loss whose every example has a row of a matrix computes these rows alone, so that the devices share the work.
+        Others compute all on each device: `RelationalDistance`, for its mean distance, and `DIST`, for its classes.
 
         Args:
             y_true: of the whole batch, as in `call`.

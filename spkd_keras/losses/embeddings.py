@@ -43,7 +43,8 @@ class RelationalDistance(DistillationLoss):
 
         L = 1/b^2 sum_ij h(d_T[i, j] / mean(d_T) - d_S[i, j] / mean(d_S)),  h: smooth L1
 
-    The means are over the pairs of two images. The published weight is 25.
+    The means are over the pairs of two images. The published weight is 25. Devices that share a batch each compute all
+    pairs, since the mean needs them.
 
     Args: those of `DistillationLoss`.
 

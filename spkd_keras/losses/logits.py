@@ -209,6 +209,8 @@ class DIST(DistillationLoss):
 
         L = T^2 (beta mean_i (1 - r(p_i, q_i)) + gamma mean_c (1 - r(p[:, c], q[:, c]))),  r: Pearson's correlation
 
+    Devices that share a batch each compute all of it, which is small: b * classes.
+
     Args:
         beta: weight of the correlations over classes, above 0, default 1.
         gamma: weight of the correlations over the batch, above 0, default 1.

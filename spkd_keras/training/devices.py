@@ -182,7 +182,24 @@ def devices_for(name: str | None, count: int | None = None) -> Devices:
     if name == "mirrored":
         used = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices(kind)]
         return Devices(tf.distribute.MirroredStrategy(used), name)
-    return Devices(tf.distribute.MultiWorkerMirroredStrategy(), name)
+    return Devices(_between_workers(), name)
+
+
+def _between_workers() -> tf.distribute.Strategy:
+    """Connects the processes.
+
+    Raises:
+        ExperimentError: if this one cannot have its address.
+    """
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (tf.errors.UnknownError, tf.errors.InvalidArgumentError) as error:
+        cluster = _cluster()
+        own = cluster["cluster"]["worker"][cluster["task"]["index"]]
+        raise ExperimentError(
+            f"TF_CONFIG must give this process an address HOST:PORT of this machine that is free. Received: {own} "
+            f"({' '.join(str(error).split())[:200]}). Choose another port, or end what has it."
+        ) from error
 
 
 def _use(count: int | None) -> str:

@@ -125,7 +125,9 @@ def _run_into(
             with devices.scope():
                 teacher = load_teacher(experiment, teacher_run, splits)
             if new:
-                try_out(teacher=teacher, cost=not teacher_is_new)
+                # The first process alone tries, and running a teacher of the strategy would wait for all of them.
+                its_teacher = load_teacher(experiment, teacher_run, splits) if devices.strategy else teacher
+                try_out(teacher=its_teacher, cost=not teacher_is_new)
             reasons = _run_all(experiment, runs, splits, teacher, teacher_run, jobs, observer, interruption, devices)
             if reasons:
                 raise RunsFailedError(root, reasons)
