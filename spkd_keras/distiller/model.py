@@ -228,7 +228,8 @@ class Distiller(StudentKeeper):
             # First, so that no other callback saves what the guard refuses.
             callbacks = [guard, *keras.tree.flatten(callbacks or [])]
         strategy = self.distribute_strategy
-        x, kwargs = self.for_fit(x, batch_size, kwargs | dict(zip(strategies.FIT_OPTIONS[: len(args)], args, strict=True)))
+        by_position = dict(zip(strategies.FIT_OPTIONS[: len(args)], args, strict=True))
+        x, kwargs = self.for_fit(x, batch_size, kwargs | by_position)
         with clear_label_errors(taps.num_classes(self.student)), strategies.clear_sharing_errors(strategy):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
