@@ -273,6 +273,7 @@ def test_what_a_run_is_given(experiment_file, runs, monkeypatch):
     result = call("run", experiment_file, "--out", "there", *overrides, *options)
     assert result.exit_code == 0
     ((experiment, out, options),) = given
+    assert options.pop("devices").strategy is None
     assert options == {"jobs": 2, "check": False, "force": False}
     assert (experiment.name, list(experiment.methods), experiment.seeds) == ("other", ["sp"], [3, 4])
     assert experiment.methods["sp"].terms[0].weight == 7.0
