@@ -21,13 +21,13 @@ from spkd_keras.cli.console import (
 from spkd_keras.cli.options import File, Methods, Out, Overrides, Seeds, integers, items
 from spkd_keras.cli.progress import ProgressObserver
 from spkd_keras.experiment import BASELINE, ExperimentError, load_students, unknown
+from spkd_keras.export.formats import FORMATS
 from spkd_keras.frontier import COSTS, Candidate, Constraints, Decision, decide, pareto
 from spkd_keras.frontier.decision import as_plain, percent_range, read_latency, read_size
 
 if TYPE_CHECKING:
     from spkd_keras.frontier.students import Students
 
-FORMATS = ("litert", "onnx", "saved_model")
 LETTERS = dict(zip(COSTS, ("p", "m", "b", "t"), strict=True))
 
 
