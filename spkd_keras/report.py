@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from spkd_keras.experiment import BASELINE, TEACHER, ExperimentError, Published
 from spkd_keras.run_files import Run, folds, read_similarities
 from spkd_keras.run_files import read_runs as read_runs  # the first step of every report
+from spkd_keras.run_files import read_trials as read_trials
+from spkd_keras.weight_curves import WeightCurve, weight_curves
 
 
 class MethodResult(NamedTuple):
@@ -48,22 +50,34 @@ class MethodResult(NamedTuple):
 class ExperimentResult(NamedTuple):
     """All methods of one experiment, the teacher first, then the baseline.
 
-    `unit` is what medians are taken over: "seeds", or "folds" where the experiments of several folds are together.
+    Attributes:
+        name: of the experiment.
+        folder: with its runs.
+        methods: what each came to.
+        unfinished: names of the runs that have not ended.
+        weights: errors by the weight of a term, where several were tried.
+        unit: what medians are taken over: "seeds", or "folds" where the experiments of several folds are together.
     """
 
     name: str
     folder: Path
     methods: list[MethodResult]
     unfinished: list[str]
+    weights: list[WeightCurve]
     unit: str = "seeds"
 
 
-def summarise(runs: Sequence[Run]) -> list[ExperimentResult]:
-    """Returns the results of each experiment among the runs, and of those that are folds of one, taken together."""
+def summarise(runs: Sequence[Run], trials: Sequence[Run] = ()) -> list[ExperimentResult]:
+    """Returns the results of each experiment among the runs, and of those that are folds of one, taken together.
+
+    Args:
+        runs: of `read_runs`.
+        trials: of searches, `read_trials`, for the curves over weights.
+    """
     results = []
     for name, root in dict.fromkeys((run.experiment, run.folder.parent) for run in runs):
         own = [run for run in runs if (run.experiment, run.folder.parent) == (name, root)]
-        results.append(_result(name, root, own))
+        results.append(_result(name, root, own)._replace(weights=weight_curves(own, [*runs, *trials])))
     for name, root, own in folds(runs):
         results.append(_result(name, root, own)._replace(unit="folds"))
     return results
@@ -73,7 +87,7 @@ def _result(name: str, root: Path, runs: Sequence[Run]) -> ExperimentResult:
     finished = {(run.method, run.seed): run for run in runs if run.summary}
     methods = sorted({method for method, _ in finished}, key=lambda m: (m != TEACHER, m != BASELINE, m))
     unfinished = [run.folder.name for run in runs if run.summary is None]
-    return ExperimentResult(name, root, [_method_result(method, finished) for method in methods], unfinished)
+    return ExperimentResult(name, root, [_method_result(method, finished) for method in methods], unfinished, [])
 
 
 def _method_result(method: str, finished: dict[tuple[str, int], Run]) -> MethodResult:
@@ -172,6 +186,24 @@ def verdicts(result: ExperimentResult) -> list[str]:
     return lines
 
 
+def remarks(result: ExperimentResult) -> list[str]:
+    """Returns all that is said below the table: verdicts, what others reported, what the weights came to."""
+    return [*verdicts(result), *published(result), *map(tell_weights, result.weights)]
+
+
+def tell_weights(curve: WeightCurve) -> str:
+    """Says what each weight of a term came to, in the median of its seeds, and which was lowest."""
+    medians = {weight: statistics.median(errors) for weight, errors in curve.errors.items()}
+    told = ", ".join(f"{weight:g}: {100 * median:.2f} %" for weight, median in medians.items())
+    seeds = sorted({len(errors) for errors in curve.errors.values()})
+    line = (
+        f"Weight of {curve.term} ({', '.join(curve.methods)}) and the {curve.measured} error, median of "
+        f"{' to '.join(map(str, seeds))} {'seed' if seeds == [1] else 'seeds'}. {told}. "
+        f"Lowest at {min(medians, key=lambda weight: medians[weight]):g}."
+    )
+    return line + (f" Student alone: {_percent(curve.baseline)} %." if curve.baseline else "")
+
+
 def sign_test(differences: Sequence[float]) -> float:
     """Returns the probability of signs as uneven as these if either were as likely, two-sided; ties do not count.
 
@@ -223,7 +255,7 @@ def markdown(results: Sequence[ExperimentResult], figures: Mapping[Path, str] | 
         columns, rows = table(result)
         parts.append("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
-        parts.extend(f"- {line}" for line in [*verdicts(result), *published(result)])
+        parts.extend(f"- {line}" for line in remarks(result))
         if result.unfinished:
             parts.append(f"- Not finished: {', '.join(result.unfinished)}.")
         if figures and result.folder in figures:
@@ -247,18 +279,22 @@ def as_json(results: Sequence[ExperimentResult]) -> list[dict[str, Any]]:
                 for method in result.methods
             ],
             "unfinished": result.unfinished,
+            "weights": [curve._asdict() for curve in result.weights],
             "unit": result.unit,
         }
         for result in results
     ]
 
 
-def write_report(runs: Sequence[Run], out: Path) -> tuple[list[ExperimentResult], list[Path]]:
+def write_report(
+    runs: Sequence[Run], out: Path, trials: Sequence[Run] = ()
+) -> tuple[list[ExperimentResult], list[Path]]:
     """Writes `RESULTS.md` and the figures.
 
     Args:
         runs: of `read_runs`.
         out: folder, made if it does not exist.
+        trials: of `read_trials`.
 
     Returns:
         The results, and the files that were written.
@@ -266,7 +302,7 @@ def write_report(runs: Sequence[Run], out: Path) -> tuple[list[ExperimentResult]
     Raises:
         ExperimentError: if the folder cannot be written to.
     """
-    results = summarise(runs)
+    results = summarise(runs, trials)
     figures: dict[Path, str] = {}
     names = [result.name for result in results]
     try:

@@ -56,6 +56,28 @@ def read_runs(folder: str | Path) -> list[Run]:
     return runs
 
 
+def read_trials(folder: str | Path) -> list[Run]:
+    """Finds the trials of searches in a folder, those that trained to their end; their summaries have no test error.
+
+    Raises:
+        ExperimentError: if a file in them is damaged.
+    """
+    trials = []
+    for file in sorted(Path(folder).rglob("trial_*/outcome.json")):
+        experiment = load_experiment(file.with_name("experiment.yaml"))
+        method, seed = next(iter(experiment.methods)), experiment.seeds[0]
+        try:
+            outcome = json.loads(file.read_text(encoding="utf-8"))
+            # One that failed has no error, and what Hyperband ended early is not of the whole schedule.
+            if outcome.get("epochs") != experiment.schedule.epochs:
+                continue
+            outcome["validation_error"] = float(outcome["validation_error"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExperimentError(f"{file} is damaged ({error!r}). Delete it: a report goes without it.") from error
+        trials.append(Run(file.parent, experiment.name, method, seed, outcome, experiment))
+    return trials
+
+
 def _read_summary(file: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None

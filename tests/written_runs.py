@@ -1,6 +1,7 @@
 """Run folders as `spkd run` leaves them, with all that a page is made of, written by hand."""
 
 import json
+import shutil
 
 import numpy as np
 
@@ -57,6 +58,17 @@ def write_run(root, method, seed, error, by_class, *, name="tiny", data="cifar10
     if method != "teacher":
         matrices["teacher"] = np.eye(3, dtype="float32")
     np.savez_compressed(folder / "similarity.npz", labels=np.array([0, 0, 1]), **matrices)
+    return folder
+
+
+def write_trial(root, number, weight, outcome):
+    """Writes the folder of a search's trial, of the runs' experiment with another weight in sp."""
+    run = write_run(root / "written", "sp", 0, 0.5, [], terms=[{"loss": "similarity_preserving", "weight": weight}])
+    folder = root / "tiny-search" / "trials" / f"trial_{number}"
+    folder.mkdir(parents=True)
+    (run / "experiment.yaml").rename(folder / "experiment.yaml")
+    shutil.rmtree(root / "written")
+    (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
     return folder
 
 

@@ -103,18 +103,18 @@ def report(
 def _report(runs: Path, out: Path, as_json: bool, html: bool = False) -> None:
     from spkd_keras import report as reports
 
-    found = reports.read_runs(runs)
-    results, written = reports.write_report(found, out)
+    found, trials = reports.read_runs(runs), reports.read_trials(runs)
+    results, written = reports.write_report(found, out, trials)
     if html:
         from spkd_keras.page import write_page
 
-        written.append(write_page(found, out))
+        written.append(write_page(found, out, trials))
     if as_json:
         print(json.dumps(reports.as_json(results), indent=2))
         return
     for result in results:
         answers.print(_table(result))
-        for line in [*reports.verdicts(result), *reports.published(result), *reports.costs(result)]:
+        for line in [*reports.remarks(result), *reports.costs(result)]:
             say(f"  {line}")
         if result.unfinished:
             say(f"  Not finished: {', '.join(result.unfinished)}.")

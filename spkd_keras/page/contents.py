@@ -9,8 +9,8 @@ import numpy as np
 from spkd_keras import report
 from spkd_keras.experiment import BASELINE, TEACHER
 from spkd_keras.page import figures
-from spkd_keras.page.weights import weight_curves
 from spkd_keras.run_files import Run, read_history, read_similarities
+from spkd_keras.weight_curves import WeightCurve
 
 SHOWN_CLASSES = 20  # those that change most, where there are more
 
@@ -44,7 +44,7 @@ def section(result: report.ExperimentResult, runs: Sequence[Run], identity: str)
         "unfinished": result.unfinished,
         "curves": _learning_curves(own, names, identity),
         "similarities": _similarities(own, names, identity),
-        "weights": _weight_curves(own, runs, identity),
+        "weights": _weight_curves(result.weights, identity),
         "classes": _classes(own, identity),
         "costs": [_cost(method.method, own) for method in result.methods] if own else [],
         "conditions": _conditions(own),
@@ -59,10 +59,6 @@ def _without_costs(columns: list[str], rows: list[list[str]]) -> tuple[list[str]
 
 def _shown(method: str) -> str:
     return "student alone" if method == BASELINE else method
-
-
-def _percents(values: Sequence[float]) -> str:
-    return f"{100 * statistics.median(values):.2f} %"
 
 
 def _learning_curves(runs: Sequence[Run], names: dict[str, str], identity: str) -> Figure | None:
@@ -121,34 +117,16 @@ def _similarities(runs: Sequence[Run], names: dict[str, str], identity: str) -> 
     return [*found, Figure(figures.colour_scale(scale, f"{identity}-scale"), "Class of the test image at both sides.")]
 
 
-def _weight_curves(own: Sequence[Run], runs: Sequence[Run], identity: str) -> list[Figure]:
-    """Curves in which this experiment's runs have a part; the rest may be of runs under another name."""
+def _weight_curves(curves: Sequence[WeightCurve], identity: str) -> list[Figure]:
     found = []
-    methods = {run.method for run in own}
-    settings = [run for run in runs if run.summary]
-    for index, curve in enumerate(weight_curves(settings)):
-        if not own or not methods & set(curve.methods) or not _has_part(own, curve.errors, curve.term):
-            continue
-        medians = {weight: statistics.median(errors) for weight, errors in curve.errors.items()}
-        best = min(medians, key=lambda weight: medians[weight])
-        told = ", ".join(f"{weight:g}: {100 * median:.2f} %" for weight, median in medians.items())
-        caption = (
-            f"Weight of {curve.term} ({', '.join(curve.methods)}) and the {curve.measured} error, median and range of "
-            f"the seeds. {told}. Lowest at {best:g}."
-        )
-        if curve.baseline:
-            caption += f" Student alone: {_percents(curve.baseline)}."
+    for index, curve in enumerate(curves):
+        caption = report.tell_weights(curve)
         errors = {weight: [100 * error for error in some] for weight, some in curve.errors.items()}
         labels = (f"weight of {curve.term}", f"{curve.measured} error, %")
         baseline = [100 * error for error in curve.baseline]
         svg = figures.weight_curve(errors, baseline, labels, f"{identity}-weight-{index}", caption)
         found.append(Figure(svg, caption))
     return found
-
-
-def _has_part(own: Sequence[Run], errors: dict[float, list[float]], term: str) -> bool:
-    weights = {(t.loss, t.weight) for run in own for t in run.spec.methods[run.method].terms}
-    return any((term, weight) in weights for weight in errors)
 
 
 def _classes(runs: Sequence[Run], identity: str) -> Figure | None:

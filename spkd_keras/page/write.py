@@ -12,12 +12,13 @@ from spkd_keras.run_files import Run
 LARGEST_PAGE = 3_000_000  # bytes
 
 
-def write_page(runs: Sequence[Run], out: Path) -> Path:
+def write_page(runs: Sequence[Run], out: Path, trials: Sequence[Run] = ()) -> Path:
     """Writes `results.html`: tables, curves, similarity matrices and costs, with nothing to be loaded from elsewhere.
 
     Args:
         runs: of `report.read_runs`.
         out: folder, made if it does not exist.
+        trials: of `report.read_trials`.
 
     Returns:
         The path of the page.
@@ -26,7 +27,7 @@ def write_page(runs: Sequence[Run], out: Path) -> Path:
         ExperimentError: if a file of the runs is damaged, the folder cannot be written to, or there are too many runs
             for one page.
     """
-    results = report.summarise(runs)
+    results = report.summarise(runs, trials)
     sections = [section(result, runs, f"experiment-{index}") for index, result in enumerate(results)]
     path, page = out / "results.html", _fitting(sections)
     try:
