@@ -17,7 +17,6 @@ from spkd_keras.cli import app
 from spkd_keras.experiment import Experiment, ExperimentError
 from spkd_keras.page import contents, figures, write
 from spkd_keras.run_files import read_history
-from spkd_keras.weight_curves import weight_curves
 
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK = "{http://www.w3.org/1999/xlink}href"
@@ -166,7 +165,7 @@ def test_similarities_are_told_in_numbers(section):
 
 def test_the_curve_of_a_weight(folder, section, tmp_path):
     runs = report.read_runs(folder)
-    (curve,) = weight_curves(runs)
+    (curve,) = report.weight_curves(runs)
     assert (curve.term, curve.methods, curve.measured) == ("similarity_preserving", ["sp", "sp-1000"], "held-out")
     held_out = {key: error + 0.03125 for key, (error, _) in ERRORS.items()}
     assert curve.errors == {
@@ -222,7 +221,7 @@ def test_a_damaged_trial(tmp_path, text):
 def test_what_differs_in_more_is_no_curve(tmp_path, terms):
     write_run(tmp_path / "tiny", "sp", 0, 0.5, [0.5] * 3)
     write_run(tmp_path / "tiny", "other", 0, 0.5, [0.5] * 3, terms=terms)
-    assert weight_curves(report.read_runs(tmp_path)) == []
+    assert report.weight_curves(report.read_runs(tmp_path)) == []
 
 
 def test_changes_of_classes_are_against_the_same_seed(folder, monkeypatch):

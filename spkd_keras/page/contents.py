@@ -10,7 +10,6 @@ from spkd_keras import report
 from spkd_keras.experiment import BASELINE, TEACHER
 from spkd_keras.page import figures
 from spkd_keras.run_files import Run, read_history, read_similarities
-from spkd_keras.weight_curves import WeightCurve
 
 SHOWN_CLASSES = 20  # those that change most, where there are more
 
@@ -117,7 +116,7 @@ def _similarities(runs: Sequence[Run], names: dict[str, str], identity: str) -> 
     return [*found, Figure(figures.colour_scale(scale, f"{identity}-scale"), "Class of the test image at both sides.")]
 
 
-def _weight_curves(curves: Sequence[WeightCurve], identity: str) -> list[Figure]:
+def _weight_curves(curves: Sequence[report.WeightCurve], identity: str) -> list[Figure]:
     found = []
     for index, curve in enumerate(curves):
         caption = report.tell_weights(curve)

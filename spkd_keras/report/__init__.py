@@ -1,0 +1,40 @@
+"""From run folders to tables, sentences and figures. Reads files only, and no TensorFlow."""
+
+from spkd_keras.report.results import ExperimentResult, MethodResult, sign_test, summarise
+from spkd_keras.report.weight_curves import WeightCurve, weight_curves
+from spkd_keras.report.wording import (
+    COLUMNS,
+    cells,
+    compared,
+    costs,
+    published,
+    remarks,
+    table,
+    tell_weights,
+    verdicts,
+)
+from spkd_keras.report.write import as_json, markdown, write_report
+from spkd_keras.run_files import read_runs, read_trials
+
+__all__ = [
+    "COLUMNS",
+    "ExperimentResult",
+    "MethodResult",
+    "WeightCurve",
+    "as_json",
+    "cells",
+    "compared",
+    "costs",
+    "markdown",
+    "published",
+    "read_runs",
+    "read_trials",
+    "remarks",
+    "sign_test",
+    "summarise",
+    "table",
+    "tell_weights",
+    "verdicts",
+    "weight_curves",
+    "write_report",
+]
