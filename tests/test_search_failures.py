@@ -7,8 +7,9 @@ from tiny_search import GAMMA, outcomes, tiny_search
 
 from spkd_keras import models
 from spkd_keras.experiment import ExperimentError
+from spkd_keras.ports import free_ports
 from spkd_keras.search import search as searches
-from spkd_keras.search.distributed import free_port, variables
+from spkd_keras.search.distributed import variables
 from spkd_keras.search.tuner import MOST_DEATHS
 from spkd_keras.training import StorageError
 from spkd_keras.training.folder import locked
@@ -64,7 +65,7 @@ def test_another_teacher_is_refused(tmp_path, monkeypatch):
     assert len(list(again.folder.glob("trials/trial_*"))) == 2
     monkeypatch.setattr(searches, "wait_for_chief", lambda oracle: None)
     with (
-        variables("worker0", "127.0.0.1", free_port()),
+        variables("worker0", "127.0.0.1", *free_ports(1)),
         pytest.raises(ExperimentError, match=r"distilled from another teacher"),
     ):
         again.run()

@@ -22,6 +22,7 @@ from tiny_experiment import Listener, content
 from tiny_search import GAMMA, outcomes, tiny_search
 
 from spkd_keras.experiment import ExperimentError
+from spkd_keras.ports import free_ports
 from spkd_keras.search import SearchFailedError, chief, distributed
 from spkd_keras.search import search as searches
 from spkd_keras.search.distributed import (
@@ -29,7 +30,6 @@ from spkd_keras.search.distributed import (
     PORT,
     TUNER_ID,
     Signs,
-    free_port,
     heartbeat,
     role_here,
     variables,
@@ -96,7 +96,7 @@ def test_workers_come_to_the_same(killed, tmp_path):
 def test_the_command_line_over_machines(killed, tmp_path):
     """A chief and two workers that only know its address; one is killed, and comes back with its id."""
     search_of(tmp_path, trials=SOME)
-    port = free_port()
+    (port,) = free_ports(1)
     processes = {name: begin_command(tmp_path, SOME, name, port) for name in ("chief", "worker0", "worker1")}
 
     def victims():
@@ -153,7 +153,7 @@ def test_roles(monkeypatch):
 
 
 def test_workers_of_this_machine_and_of_others_exclude_each_other(tmp_path):
-    with variables("chief", "127.0.0.1", free_port()), pytest.raises(ExperimentError, match="--workers starts"):
+    with variables("chief", "127.0.0.1", *free_ports(1)), pytest.raises(ExperimentError, match="--workers starts"):
         tiny_search(tmp_path, GAMMA, trials=1).run(2)
 
 
@@ -166,7 +166,7 @@ def test_a_worker_says_whom_it_waits_for(tmp_path, monkeypatch):
     before = []
     monkeypatch.setattr(searches, "wait_for_chief", lambda oracle: before.extend(listener.told))
     monkeypatch.setattr(searches, "_search", lambda tuner: None)
-    port = free_port()
+    (port,) = free_ports(1)
     with variables("worker0", "127.0.0.1", port):
         assert worker.run() is None
         assert before == [("noticed", f"Waiting for a chief on 127.0.0.1:{port}.")]
@@ -251,7 +251,7 @@ def dying(observer, interruption):
 def test_a_worker_that_dies_again_and_again_ends_the_search(tmp_path, monkeypatch):
     monkeypatch.setattr(chief, "MOST_DEATHS", 2)
     search = tiny_search(tmp_path, GAMMA, trials=2)
-    with variables("chief", "127.0.0.1", free_port()):
+    with variables("chief", "127.0.0.1", *free_ports(1)):
         leader = chief.Chief(search._tuner(), tmp_path, Listener(), search.interruption)
         with pytest.raises(SearchFailedError, match=r"worker0 died 2 times, .*no trial ended.*There is no life here"):
             leader.lead(1, dying)

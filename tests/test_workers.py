@@ -15,6 +15,7 @@ from tiny_experiment import assert_same_run, untrained_teacher
 
 from spkd_keras.cli import launcher
 from spkd_keras.experiment import Data, ExperimentError
+from spkd_keras.ports import free_ports
 from spkd_keras.training import Devices, devices_for
 from spkd_keras.training.devices import _find_cluster
 
@@ -68,7 +69,7 @@ def command(folder, out):
 
 def start(folder, outs):
     """Two processes as on two machines, with a folder each."""
-    addresses = [f"127.0.0.1:{port}" for port in launcher.free_ports(2)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     started = []
     for index, out in enumerate(outs):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
@@ -174,7 +175,7 @@ def test_an_address_that_cannot_be_had(no_cluster, tmp_path, address):
         taken.listen()
         if address == "busy":
             address = f"127.0.0.1:{taken.getsockname()[1]}"
-        workers = [address, f"127.0.0.1:{launcher.free_ports(1)[0]}"]
+        workers = [address, f"127.0.0.1:{free_ports(1)[0]}"]
         no_cluster.setenv(
             "TF_CONFIG", json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}})
         )

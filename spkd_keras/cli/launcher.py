@@ -4,7 +4,6 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from typing import IO, Any, NamedTuple
 
 from spkd_keras.experiment import ExperimentError
+from spkd_keras.ports import LOOPBACK, free_ports
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0  # seconds for the others to end by themselves when one has
@@ -57,7 +57,7 @@ def launch(command: Sequence[str], count: int) -> int:
     Returns:
         The exit code: the first worker's, or that of the one that failed first; 128 + the signal's number after one.
     """
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    addresses = [f"{LOOPBACK}:{port}" for port in free_ports(count)]
     workers = [_start(command, addresses, index) for index in range(count)]
     received: list[int] = []
 
@@ -82,17 +82,6 @@ def launch(command: Sequence[str], count: int) -> int:
             signal.signal(number, handler)
         for worker in workers[1:]:
             worker.errors.close()
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports of this machine that nothing listens to."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _start(command: Sequence[str], addresses: list[str], index: int) -> _Worker:

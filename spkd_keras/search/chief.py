@@ -12,7 +12,8 @@ from typing import IO, Any, NamedTuple
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.observer import Observer
-from spkd_keras.search.distributed import ADDRESS, LOOPBACK, PORT, Signs, variables, without_prints
+from spkd_keras.ports import LOOPBACK
+from spkd_keras.search.distributed import ADDRESS, PORT, Signs, variables, without_prints
 from spkd_keras.search.oracles import ENDED
 from spkd_keras.search.tuner import DistillationTuner, finished, read_outcome, trial_name
 from spkd_keras.training.interruption import Interrupted, Interruption

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from spkd_keras.experiment import ExperimentError
 from spkd_keras.training.folder import check_writable, write_text
 
 ALONE, CHIEF, WORKER = "alone", "chief", "worker"
-LOOPBACK = "127.0.0.1"
 TUNER_ID, ADDRESS, PORT = "KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
 WORKERS = "workers"  # folder of signs of life
 BEAT = 2.0  # seconds between them
@@ -51,13 +49,6 @@ def variables(tuner_id: str, address: str, port: int) -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-
-
-def free_port() -> int:
-    """Returns a port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 def without_prints() -> contextlib.AbstractContextManager[Any]:

@@ -23,15 +23,14 @@ from spkd_keras.experiment import (
     validated,
 )
 from spkd_keras.observer import Observer
+from spkd_keras.ports import LOOPBACK, free_ports
 from spkd_keras.search.chief import Chief
 from spkd_keras.search.distributed import (
     ADDRESS,
     ALONE,
     CHIEF,
-    LOOPBACK,
     PORT,
     WORKER,
-    free_port,
     heartbeat,
     role_here,
     variables,
@@ -140,7 +139,7 @@ class Search:
         check_writable(self.folder)
         write_json(self.folder / RECORD, self._record() | {FINGERPRINT: fingerprint})
         make_deterministic()
-        with variables(CHIEF, LOOPBACK, free_port()) if workers else contextlib.nullcontext():
+        with variables(CHIEF, LOOPBACK, *free_ports(1)) if workers else contextlib.nullcontext():
             tuner = self._tuner(workers)
             self._plan(tuner.oracle)
             fingerprint = self._check_teacher(fingerprint)
