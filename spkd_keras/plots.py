@@ -51,6 +51,37 @@ def similarity_matrices(matrices: Mapping[str, np.ndarray], labels: np.ndarray, 
     return _saved(figure, path)
 
 
+def errors_by_seed(errors: Mapping[str, Sequence[float]], label: str, path: Path) -> list[Path]:
+    """Draws the errors of methods: a row for each, with a dot for each seed and a line at their median.
+
+    Args:
+        errors: by method, from the top, in percent, for each seed.
+        label: of the errors.
+        path: of the files, without suffix.
+
+    Returns:
+        The paths of the PNG and the SVG file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 1.0 + 0.4 * len(errors)), layout="constrained")
+    panel = figure.subplots()
+    draw_errors(panel, errors, ["tab:blue"] * len(errors))
+    panel.set_xlabel(label)
+    panel.grid(axis="x", linewidth=0.5, color="0.9")
+    return _saved(figure, path)
+
+
+def draw_errors(panel: Any, errors: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
+    """Draws the rows of `errors_by_seed` into a Matplotlib panel, each in its colour."""
+    for row, (values, colour) in enumerate(zip(errors.values(), colours, strict=True)):
+        median = float(np.median(values))
+        panel.plot([median, median], [row - 0.32, row + 0.32], color=colour, linewidth=2.2, solid_capstyle="butt")
+        panel.plot(values, [row] * len(values), linestyle="none", marker="o", markersize=5, alpha=0.6, color=colour)
+    panel.set_yticks(range(len(errors)), list(errors))
+    panel.set_ylim(len(errors) - 0.4, -0.6)
+
+
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> list[Path]:
     """Draws a confusion matrix, each row as shares of its class, with the numbers of images where they can be read.
 

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": LIBRARY | {"training"},
     "run_files": {"experiment"},
     "report": {"experiment", "plots", "run_files"},
-    "page": {"experiment", "report", "run_files"},
+    "page": {"experiment", "plots", "report", "run_files"},
     "frontier": LIBRARY | READERS | {"training", "export"},
     "plots": {"experiment"},
     "cli": LIBRARY | READERS | {"cache", "training", "search", "export", "frontier"},

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from written_runs import CLASSES, ERRORS, HOSTILE, write_run, write_runs, write_trial
 
 from spkd_keras import page as pages
-from spkd_keras import report
+from spkd_keras import plots, report
 from spkd_keras.cli import app
 from spkd_keras.experiment import Experiment, ExperimentError
 from spkd_keras.page import contents, figures, write
@@ -80,8 +80,8 @@ def test_every_name_in_it_is_one_element_and_leads_somewhere(text, tree):
 
 def test_every_figure_says_what_is_to_be_seen(tree):
     shown = list(tree.iter("figure"))
-    # Curves, five matrices (teacher, student, three methods) and their colours, a weight's curve, the classes.
-    assert len(shown) == 1 + 5 + 1 + 1 + 1
+    # Errors, curves, five matrices (teacher, student, three methods) and their colours, a weight's curve, the classes.
+    assert len(shown) == 1 + 1 + 5 + 1 + 1 + 1
     for figure in shown:
         (svg,) = figure.findall(f"{SVG}svg")
         assert svg.get("role") == "img"
@@ -131,6 +131,15 @@ def test_costs(section):
     # 90 seconds and 150 seconds
     assert section["costs"][1] == ["student", "175,066", "26.7", "2.0", "12", "1.00"]
     assert section["conditions"] == ["CPU:0, 2 threads, keras 3.15.1"]
+
+
+def test_the_errors_of_each_seed(section, folder, monkeypatch):
+    assert "student alone 37.50 %, kd 37.50 %, sp 18.75 %, sp-1000 62.50 %" in section["errors"].caption
+    drawn = {}
+    monkeypatch.setattr(plots, "errors_by_seed", lambda errors, *_: drawn.update(errors) or [])
+    report.write_report(report.read_runs(folder), folder / "report")
+    assert drawn["sp"] == [25.0, 12.5]
+    assert list(drawn) == ["teacher", "student alone", "kd", "sp", "sp-1000"]
 
 
 def test_learning_curves_are_medians_and_ranges(folder, monkeypatch):
@@ -259,7 +268,8 @@ def test_runs_of_which_only_the_summary_is_kept(tmp_path):
         file.write_text('{"test_error": 0.5, "test_error_best": null, "parameters": 1, "multiply_adds": 1}')
     text = pages.write_page(report.read_runs(tmp_path), tmp_path / "report").read_text(encoding="utf-8")
     assert "Learning curves" not in text
-    assert text.count("<figure") == text.count("The weight of a term") == 1, "which needs no more"
+    assert text.count("The weight of a term") == 1, "which needs no more"
+    assert text.count("<figure") == 2, "that, and the errors"
 
 
 def test_runs_that_are_not_finished(tmp_path):
@@ -275,7 +285,7 @@ def test_a_page_that_would_be_too_large(folder, tmp_path, text, monkeypatch):
     smaller = pages.write_page(runs, tmp_path).read_text(encoding="utf-8")
     assert len(smaller) < len(text)
     assert "The similarity matrices are left out" in smaller
-    assert smaller.count("<figure") == 3
+    assert smaller.count("<figure") == 4
     monkeypatch.setattr(write, "LARGEST_PAGE", 1000)
     with pytest.raises(ExperimentError, match=r"^The page of these 1 experiments would have .* Report on fewer"):
         pages.write_page(runs, tmp_path)

@@ -219,7 +219,7 @@ def test_markdown(tmp_path):
     write_run(tmp_path, "sp", 0, 0.25)
     write_run(tmp_path, "sp", 1)
     result = summarised(tmp_path)
-    assert report.markdown([result], {result.folder: "tiny-similarity.png"}) == (
+    assert report.markdown([result], {result.folder: {"Similarity matrices": "tiny-similarity.png"}}) == (
         "# Results\n"
         "\n"
         "## tiny\n"
@@ -275,11 +275,12 @@ def test_as_json(root):
 def test_write_report(root, tmp_path):
     out = tmp_path / "deep" / "report"
     results, written = report.write_report(report.read_runs(root), out)
-    names = ["RESULTS.md", "tiny-similarity.png", "tiny-similarity.svg"]
+    names = ["RESULTS.md", "tiny-errors.png", "tiny-errors.svg", "tiny-similarity.png", "tiny-similarity.svg"]
     assert written == [out / name for name in names]
     assert sorted(path.name for path in out.iterdir()) == names
     text = (out / "RESULTS.md").read_text(encoding="utf-8")
-    assert text == report.markdown(results, {results[0].folder: "tiny-similarity.png"})
+    shown = {"Test errors by seed": "tiny-errors.png", "Similarity matrices": "tiny-similarity.png"}
+    assert text == report.markdown(results, {results[0].folder: shown})
     assert "Not finished: at-seed1." in text
 
 

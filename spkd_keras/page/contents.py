@@ -9,7 +9,7 @@ import numpy as np
 from spkd_keras import report
 from spkd_keras.experiment import BASELINE, TEACHER
 from spkd_keras.page import figures
-from spkd_keras.run_files import Run, read_history, read_similarities
+from spkd_keras.run_files import Run, read_history
 
 SHOWN_CLASSES = 20  # those that change most, where there are more
 
@@ -31,7 +31,7 @@ def section(result: report.ExperimentResult, runs: Sequence[Run], identity: str)
     """
     own = [run for run in runs if run.summary and (run.experiment, run.folder.parent) == (result.name, result.folder)]
     columns, rows = _without_costs(*report.table(result))
-    names = {method.method: _shown(method.method) for method in result.methods}
+    names = {method.method: report.shown(method.method) for method in result.methods}
     return {
         "id": identity,
         "name": result.name,
@@ -41,8 +41,9 @@ def section(result: report.ExperimentResult, runs: Sequence[Run], identity: str)
         "unit": result.unit,
         "published": report.published(result),
         "unfinished": result.unfinished,
+        "errors": _errors(result, identity),
         "curves": _learning_curves(own, names, identity),
-        "similarities": _similarities(own, names, identity),
+        "similarities": _similarities(result, own, identity),
         "weights": _weight_curves(result.weights, identity),
         "classes": _classes(own, identity),
         "costs": [_cost(method.method, own) for method in result.methods] if own else [],
@@ -54,10 +55,6 @@ def _without_costs(columns: list[str], rows: list[list[str]]) -> tuple[list[str]
     """The costs have a table of their own, and a narrow one is read on a phone."""
     kept = [index for index, name in enumerate(columns) if name not in ("parameters", "multiply-adds", "minutes a run")]
     return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
-
-
-def _shown(method: str) -> str:
-    return "student alone" if method == BASELINE else method
 
 
 def _learning_curves(runs: Sequence[Run], names: dict[str, str], identity: str) -> Figure | None:
@@ -83,20 +80,18 @@ def _learning_curves(runs: Sequence[Run], names: dict[str, str], identity: str) 
     return Figure(svg, caption)
 
 
-def _similarities(runs: Sequence[Run], names: dict[str, str], identity: str) -> list[Figure]:
+def _errors(result: report.ExperimentResult, identity: str) -> Figure | None:
+    errors = report.errors_in_percent(result)
+    if len(errors) < 2:
+        return None
+    told = ", ".join(f"{method} {statistics.median(values):.2f} %" for method, values in errors.items())
+    caption = f"Test error of each of the {result.unit}, and a line at the median: {told}."
+    return Figure(figures.errors_by_seed(errors, "test error, %", f"{identity}-errors", caption), caption)
+
+
+def _similarities(result: report.ExperimentResult, runs: Sequence[Run], identity: str) -> list[Figure]:
     """The teacher, the student alone and the distilled ones, of the first seed that has a picture, on one scale."""
-    files = {(run.method, run.seed): run.folder / "similarity.npz" for run in runs if run.method != TEACHER}
-    seeds = sorted(seed for (_, seed), file in files.items() if file.exists())
-    matrices: dict[str, np.ndarray] = {}
-    labels = np.array([])
-    for method in names if seeds else ():
-        file = files.get((method, seeds[0]))
-        if file is not None and file.exists():
-            arrays = read_similarities(file)
-            labels = arrays["labels"]
-            if "teacher" in arrays:
-                matrices.setdefault(TEACHER, arrays["teacher"])
-            matrices[names[method]] = arrays["student"]
+    matrices, labels = report.similarities(result, runs)
     if not matrices:
         return []
     scale = (
@@ -104,8 +99,7 @@ def _similarities(runs: Sequence[Run], names: dict[str, str], identity: str) -> 
         max(float(matrix.max()) for matrix in matrices.values()),
     )
     found = []
-    for index, name in enumerate(sorted(matrices, key=lambda name: name != TEACHER)):
-        matrix = matrices[name]
+    for index, (name, matrix) in enumerate(matrices.items()):
         same = labels[:, None] == labels[None, :]
         apart = ~np.eye(len(labels), dtype=bool)
         inside, between = (float(matrix[which].mean()) if which.any() else 0.0 for which in (same & apart, ~same))

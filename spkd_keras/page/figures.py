@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from spkd_keras.page.svg import DASHES, GRID, INK, MARKERS, SERIES, inline, page_style
+from spkd_keras.plots import draw_errors
 
 SIMILARITY_LEVELS = 64  # colours of a matrix: more cannot be told apart, and make the file larger
 
@@ -35,6 +36,26 @@ def learning_curves(curves: Mapping[str, np.ndarray], label: str, identity: str,
         panel.set_ylabel(label)
         panel.xaxis.get_major_locator().set_params(integer=True)
         _legend(figure, panel)
+        return inline(figure, identity, description)
+
+
+def errors_by_seed(errors: Mapping[str, Sequence[float]], label: str, identity: str, description: str) -> str:
+    """Draws the errors of methods: a row for each, with a dot for each seed and a line at their median.
+
+    Args:
+        errors: by method, from the top, in percent, for each seed.
+        label: of the errors.
+        identity: of the figure on the page.
+        description: for those who do not see it.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with page_style():
+        figure, panel = _panel(4.8, 0.8 + 0.3 * len(errors))
+        draw_errors(panel, errors, [SERIES[0]] * len(errors))
+        panel.set_xlabel(label)
+        panel.grid(visible=False, axis="y")
         return inline(figure, identity, description)
 
 

@@ -1,12 +1,13 @@
 """From run folders to tables, sentences and figures. Reads files only, and no TensorFlow."""
 
-from spkd_keras.report.results import ExperimentResult, MethodResult, sign_test, summarise
+from spkd_keras.report.results import ExperimentResult, MethodResult, shown, sign_test, similarities, summarise
 from spkd_keras.report.weight_curves import WeightCurve, weight_curves
 from spkd_keras.report.wording import (
     COLUMNS,
     cells,
     compared,
     costs,
+    errors_in_percent,
     published,
     remarks,
     table,
@@ -25,12 +26,15 @@ __all__ = [
     "cells",
     "compared",
     "costs",
+    "errors_in_percent",
     "markdown",
     "published",
     "read_runs",
     "read_trials",
     "remarks",
+    "shown",
     "sign_test",
+    "similarities",
     "summarise",
     "table",
     "tell_weights",

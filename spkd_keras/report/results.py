@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spkd_keras.experiment import BASELINE, TEACHER, Published
 from spkd_keras.report.weight_curves import WeightCurve, weight_curves
-from spkd_keras.run_files import Run, folds
+from spkd_keras.run_files import Run, folds, read_similarities
 
 
 class MethodResult(NamedTuple):
@@ -110,6 +110,37 @@ def _method_result(method: str, finished: dict[tuple[str, int], Run]) -> MethodR
         wall_seconds=[s["wall_seconds"] for s in summaries.values() if s.get("wall_seconds") is not None],
         published=next(iter(runs.values())).spec.published,
     )
+
+
+def similarities(result: ExperimentResult, runs: Sequence[Run]) -> tuple[dict[str, Any], Any]:
+    """Reads the similarity matrices of the first seed that has some.
+
+    Args:
+        result: of the experiment.
+        runs: of the experiment.
+
+    Returns:
+        The matrices by method, the teacher's first, and the class of their rows; neither where none are kept.
+    """
+    students = [method.method for method in result.methods if method.method != TEACHER]
+    files = {(run.method, run.seed): run.folder / "similarity.npz" for run in runs if run.method in students}
+    seeds = sorted(seed for (_, seed), file in files.items() if file.exists())
+    matrices: dict[str, Any] = {}
+    labels = None
+    for method in students if seeds else ():
+        file = files.get((method, seeds[0]))
+        if file is not None and file.exists():
+            arrays = read_similarities(file)
+            labels = arrays["labels"]
+            if "teacher" in arrays:
+                matrices.setdefault(TEACHER, arrays["teacher"])
+            matrices[shown(method)] = arrays["student"]
+    return {name: matrices[name] for name in sorted(matrices, key=lambda name: name != TEACHER)}, labels
+
+
+def shown(method: str) -> str:
+    """Returns a method's name as figures have it."""
+    return "student alone" if method == BASELINE else method
 
 
 def sign_test(differences: Sequence[float]) -> float:

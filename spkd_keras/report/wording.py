@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from spkd_keras.experiment import TEACHER
-from spkd_keras.report.results import ExperimentResult, MethodResult, sign_test
+from spkd_keras.report.results import ExperimentResult, MethodResult, shown, sign_test
 from spkd_keras.report.weight_curves import WeightCurve
 
 # Medians over the seeds, ranges in brackets.
@@ -50,6 +50,11 @@ def table(result: ExperimentResult) -> tuple[list[str], list[list[str]]]:
             for row, cell in zip(rows, found, strict=True):
                 row.insert(place, cell)
     return columns, rows
+
+
+def errors_in_percent(result: ExperimentResult) -> dict[str, list[float]]:
+    """Returns the test errors for each seed by method, as figures have them."""
+    return {shown(method.method): [100 * error for error in method.errors] for method in result.methods}
 
 
 def published(result: ExperimentResult) -> list[str]:

@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spkd_keras.experiment import BASELINE, TEACHER, ExperimentError
-from spkd_keras.report.results import ExperimentResult, sign_test, summarise
-from spkd_keras.report.wording import remarks, table
-from spkd_keras.run_files import Run, read_similarities
+from spkd_keras.experiment import ExperimentError
+from spkd_keras.report.results import ExperimentResult, sign_test, similarities, summarise
+from spkd_keras.report.wording import errors_in_percent, remarks, table
+from spkd_keras.run_files import Run
 
 
-def markdown(results: Sequence[ExperimentResult], figures: Mapping[Path, str] | None = None) -> str:
+def markdown(results: Sequence[ExperimentResult], figures: Mapping[Path, Mapping[str, str]] | None = None) -> str:
     """Returns the results as a Markdown page.
 
     Args:
         results: of `summarise`.
-        figures: file name of the similarity figure for each experiment's folder.
+        figures: for each experiment's folder what is to be seen, and the name of the file.
     """
     parts = ["# Results\n"]
     for result in results:
@@ -27,8 +27,8 @@ def markdown(results: Sequence[ExperimentResult], figures: Mapping[Path, str] | 
         parts.extend(f"- {line}" for line in remarks(result))
         if result.unfinished:
             parts.append(f"- Not finished: {', '.join(result.unfinished)}.")
-        if figures and result.folder in figures:
-            parts.append(f"\n![Similarity matrices of {result.name}]({figures[result.folder]})")
+        for shown, file in (figures or {}).get(result.folder, {}).items():
+            parts.append(f"\n![{shown} of {result.name}]({file})")
         parts.append("")
     return "\n".join(parts)
 
@@ -72,7 +72,7 @@ def write_report(
         ExperimentError: if the folder cannot be written to.
     """
     results = summarise(runs, trials)
-    figures: dict[Path, str] = {}
+    figures: dict[Path, dict[str, str]] = {}
     names = [result.name for result in results]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -81,10 +81,13 @@ def write_report(
             # Experiments in two folders may have one name.
             stem = result.name if names.count(result.name) == 1 else f"{result.name}-{index + 1}"
             own = [run for run in runs if (run.experiment, run.folder.parent) == (result.name, result.folder)]
-            figure = _draw_similarities(result, own, out / f"{stem}-similarity")
-            if figure:
-                figures[result.folder] = figure[0].name
-                written.extend(figure)
+            for shown, files in {
+                "Test errors by seed": _draw_errors(result, out / f"{stem}-errors"),
+                "Similarity matrices": _draw_similarities(result, own, out / f"{stem}-similarity"),
+            }.items():
+                if files:
+                    figures.setdefault(result.folder, {})[shown] = files[0].name
+                    written.extend(files)
         written[0].write_text(markdown(results, figures), encoding="utf-8")
     except OSError as error:
         raise ExperimentError(
@@ -93,25 +96,17 @@ def write_report(
     return results, written
 
 
+def _draw_errors(result: ExperimentResult, path: Path) -> list[Path]:
+    """Draws the errors of every method, if there are some to compare."""
+    from spkd_keras import plots
+
+    errors = errors_in_percent(result)
+    return plots.errors_by_seed(errors, "test error, %", path) if len(errors) > 1 else []
+
+
 def _draw_similarities(result: ExperimentResult, runs: Sequence[Run], path: Path) -> list[Path]:
     """Draws the teacher and every method with the first seed."""
     from spkd_keras import plots
 
-    order = [method.method for method in result.methods if method.method != TEACHER]
-    seeds = sorted(run.seed for run in runs if run.summary and run.method in order)
-    if not seeds:
-        return []
-    matrices: dict[str, Any] = {}
-    for method in order:
-        for run in runs:
-            file = run.folder / "similarity.npz"
-            if (run.method, run.seed) == (method, seeds[0]) and file.exists():
-                arrays = read_similarities(file)
-                labels = arrays["labels"]
-                if "teacher" in arrays:
-                    matrices.setdefault("teacher", arrays["teacher"])
-                matrices["student alone" if method == BASELINE else method] = arrays["student"]
-    if not matrices:
-        return []
-    matrices = {name: matrices[name] for name in sorted(matrices, key=lambda name: name != "teacher")}
-    return plots.similarity_matrices(matrices, labels, path)
+    matrices, labels = similarities(result, runs)
+    return plots.similarity_matrices(matrices, labels, path) if matrices else []
