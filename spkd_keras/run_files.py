@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ READ_KEYS = {
     "parameters": int | float,
     "multiply_adds": int | float,
 }
+CONFIRMATION = "confirmation"  # a search's folder of runs
 FOLD = re.compile(r"(?P<stem>.+?)[/_.-]fold(?P<fold>\d+)")
 
 
@@ -48,7 +50,8 @@ def read_runs(folder: str | Path) -> list[Run]:
     for file in sorted(folder.rglob("experiment.yaml")):
         experiment = load_experiment(file)
         method, seed = next(iter(experiment.methods)), experiment.seeds[0]
-        if file.parent.name == f"{method}-seed{seed}":  # else an experiment that the user keeps here
+        searched = CONFIRMATION in file.relative_to(folder).parts  # the search tells of it itself
+        if file.parent.name == f"{method}-seed{seed}" and not searched:  # else an experiment that the user keeps here
             summary = _read_summary(file.with_name("summary.json"))
             runs.append(Run(file.parent, experiment.name, method, seed, summary, experiment))
     if not runs:
@@ -84,7 +87,7 @@ def _read_summary(file: Path) -> dict[str, Any] | None:
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         for key, kind in READ_KEYS.items():
-            if not isinstance(summary[key], kind):
+            if not isinstance(summary[key], kind) or not math.isfinite(summary[key] or 0):
                 raise TypeError(f"{key} is {summary[key]!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise ExperimentError(
@@ -151,5 +154,5 @@ def folds(runs: Sequence[Run]) -> Iterator[tuple[str, Path, list[Run]]]:
 
 def _without_fold(run: Run) -> str:
     plain = run.spec.model_dump(mode="json", exclude={"name", "seeds", "checkpoints", "published"})
-    plain["data"]["name"] = run.spec.data.name.rpartition("/")[0]
+    plain["data"]["name"] = FOLD.sub(r"\g<stem>", run.spec.data.name)
     return json.dumps(plain, sort_keys=True)

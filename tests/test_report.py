@@ -66,6 +66,9 @@ def method_of(result, name):
     return next(method for method in result.methods if method.method == name)
 
 
+FEWER, MORE, UNSURE = "had fewer errors than", "had more errors than", "is not told apart from"
+
+
 # --- reading and summing up ------------------------------------------------------------------------------------------
 
 
@@ -138,14 +141,15 @@ def test_folds_are_taken_together(tmp_path):
         for method, error in zip(("student", "sp"), errors, strict=True):
             name = f"textures-fold{fold}"
             written_runs.write_run(tmp_path / name, method, 0, error, None, name=name, data=f"dtd/fold{fold}")
-    *single, pooled = report.summarise(report.read_runs(tmp_path))
+    pooled, *single = report.summarise(report.read_runs(tmp_path))
     assert [result.name for result in single] == ["textures-fold1", "textures-fold10", "textures-fold2"]
     assert (pooled.name, pooled.folder, pooled.unit) == ("textures", tmp_path, "folds")
+    assert (pooled.title, pooled.warnings) == ("textures, folds 1, 2, 10", [])
     sp = method_of(pooled, "sp")
     assert (sp.seeds, sp.errors, sp.differences) == ([1, 2, 10], [0.25, 0.375, 0.125], [-0.25, 0.125, -0.125])
     assert report.verdicts(pooled) == [
-        "sp: it helped: -12.50 points in the median, fewer errors than the student alone in 2 of 3 folds "
-        "(sign test: p = 1)."
+        "sp is not told apart from the student alone: -12.50 points in the median of 3 folds (2 better, 1 worse; "
+        "sign test: p = 1)."
     ]
     assert report.table(pooled)[0][1:5] == [
         "folds",
@@ -190,27 +194,67 @@ def test_cells(root):
 
 
 @pytest.mark.parametrize(
-    ("differences", "outcome", "better", "probability"),
+    ("differences", "outcome", "points", "counts"),
     [
-        ([-0.125], "it helped: -12.50", "1 of 1", "1"),
-        ([0.125], "it harmed: +12.50", "0 of 1", "1"),
-        ([0.0], "no difference: +0.00", "0 of 1", "1"),
-        ([-0.25, 0.125, -0.125], "it helped: -12.50", "2 of 3", "1"),
-        ([0.25, -0.125], "it harmed: +6.25", "1 of 2", "1"),
-        ([0.125, -0.125], "no difference: +0.00", "1 of 2", "1"),
-        # 2 of the 2^3 ways that three signs can fall, and of 2^6; a tie is no sign
-        ([-0.125, -0.25, -0.125], "it helped: -12.50", "3 of 3", "0.25"),
-        ([0.125, 0.125, 0.125, 0.125, 0.125, 0.0, 0.125], "it harmed: +12.50", "0 of 7", "0.031"),
+        (
+            [-0.125],
+            FEWER,
+            "-12.50 points in the median of 1 seed",
+            "1 better, 0 worse; sign test: p = 1, the least that 1 seed can give",
+        ),
+        (
+            [0.125],
+            MORE,
+            "+12.50 points in the median of 1 seed",
+            "0 better, 1 worse; sign test: p = 1, the least that 1 seed can give",
+        ),
+        (
+            [0.0],
+            "had as many errors as",
+            "+0.00 points in the median of 1 seed",
+            "0 better, 0 worse, 1 equal; sign test: p = 1",
+        ),
+        (
+            [-0.25, 0.125, -0.125],
+            UNSURE,
+            "-12.50 points in the median of 3 seeds",
+            "2 better, 1 worse; sign test: p = 1",
+        ),
+        ([0.25, -0.125], UNSURE, "+6.25 points in the median of 2 seeds", "1 better, 1 worse; sign test: p = 1"),
+        (
+            [0.0, -0.125],
+            UNSURE,
+            "-6.25 points in the median of 2 seeds",
+            "1 better, 0 worse, 1 equal; sign test: p = 1",
+        ),
+        # 2 of the 2^3 ways that three signs can fall, of 2^6, and of 2^7
+        (
+            [-0.125, -0.25, -0.125],
+            FEWER,
+            "-12.50 points in the median of 3 seeds",
+            "3 better, 0 worse; sign test: p = 0.25, the least that 3 seeds can give",
+        ),
+        ([0.125] * 6, MORE, "+12.50 points in the median of 6 seeds", "0 better, 6 worse; sign test: p = 0.031"),
+        # A tie is no sign: six of seven that differ the same way are enough. 2 (1 + 9) / 2^9 = 0.039.
+        (
+            [0.125] * 6 + [0.0],
+            MORE,
+            "+12.50 points in the median of 7 seeds",
+            "0 better, 6 worse, 1 equal; sign test: p = 0.031",
+        ),
+        (
+            [-0.125] * 8 + [0.125],
+            FEWER,
+            "-12.50 points in the median of 9 seeds",
+            "8 better, 1 worse; sign test: p = 0.039",
+        ),
     ],
 )
-def test_verdicts(tmp_path, differences, outcome, better, probability):
+def test_verdicts(tmp_path, differences, outcome, points, counts):
     for seed, difference in enumerate(differences):
         write_run(tmp_path, "student", seed, 0.5)
         write_run(tmp_path, "sp", seed, 0.5 + difference)
-    assert report.verdicts(summarised(tmp_path)) == [
-        f"sp: {outcome} points in the median, fewer errors than the student alone in {better} seeds "
-        f"(sign test: p = {probability})."
-    ]
+    assert report.verdicts(summarised(tmp_path)) == [f"sp {outcome} the student alone: {points} ({counts})."]
 
 
 def test_markdown(tmp_path):
@@ -232,8 +276,9 @@ def test_markdown(tmp_path):
         "| student | 2 | 37.50 (25.00 to 50.00) |  | 25.00 (25.00 to 25.00) | 1,234 | 12,340 |\n"
         "| sp | 1 | 25.00 | -25.00 |  | 1,234 | 12,340 |\n"
         "\n"
-        "- sp: it helped: -25.00 points in the median, fewer errors than the student alone in 1 of 1 seeds "
-        "(sign test: p = 1).\n"
+        "- Not every method has all seeds: sp lacks 1. Only those of both are compared.\n"
+        "- sp had fewer errors than the student alone: -25.00 points in the median of 1 seed (1 better, 0 worse; "
+        "sign test: p = 1, the least that 1 seed can give).\n"
         "- Not finished: sp-seed1.\n"
         "\n"
         "![Similarity matrices of tiny](tiny-similarity.png)\n"
@@ -249,11 +294,11 @@ def test_what_was_published_and_what_it_took_stand_beside_it(tmp_path):
         *report.COLUMNS[:3],
         "published, %",
         *report.COLUMNS[3:],
-        *("epochs", "images seen", "minutes a run"),
+        *("epochs", "training images", "minutes a run"),
     ]
     sp = rows[3]
     # 90 and 150 seconds
-    assert (sp[0], sp[3], sp[-3:]) == ("sp", "7.52", ["3", "3,000", "2.0"])
+    assert (sp[0], sp[3], sp[-3:]) == ("sp", "7.52", ["3", "1,000", "2.0"])
     assert rows[0][3] == "", "nothing was published of the teacher"
     line = f"Published test error, %: student 8.74, sp 7.52 (a paper {written_runs.HOSTILE})."
     assert report.published(result) == [line]

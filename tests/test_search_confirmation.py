@@ -91,17 +91,17 @@ VERDICTS = {
         [trial(2, 7.0), trial(0, GIVEN)],
         Confirmation([0, 1], [0.5, 0.51], [0.25, 0.26], {}),
         [
-            "On validation the best point beat the given one ({given}): -25.00 points of error in the median, fewer "
-            "errors in 2 of 2 seeds (sign test: p = 0.5). seed 0: 25.00% against 50.00%; seed 1: 26.00% against 51.00%."
-            " Seed 0 is the one that it was chosen by."
+            "On validation the best point had fewer errors than the given one ({given}): -25.00 points in the median "
+            "of 2 seeds (2 better, 0 worse; sign test: p = 0.5, the least that 2 seeds can give). "
+            "seed 0: 25.00% against 50.00%; seed 1: 26.00% against 51.00%. Seed 0 is the one that it was chosen by."
         ],
     ),
     "level": (
         [trial(2, 7.0), trial(0, GIVEN)],
         Confirmation([0], [0.25], [0.25], {}),
         [
-            "On validation the best point ended level with the given one ({given}): +0.00 points of error in the "
-            "median, fewer errors in 0 of 1 seeds (sign test: p = 1). seed 0: 25.00% against 25.00%."
+            "On validation the best point had as many errors as the given one ({given}): +0.00 points in the median "
+            "of 1 seed (0 better, 0 worse, 1 equal; sign test: p = 1). seed 0: 25.00% against 25.00%."
         ],
     ),
     "lost, and a run failed": (
@@ -109,8 +109,9 @@ VERDICTS = {
         Confirmation([0], [0.25], [0.5], {"trial 2 sp-seed3": "NaN"}),
         [
             "Over the seeds trial 2 sp-seed3 failed: NaN",
-            "On validation the best point did not beat the given one ({given}): +25.00 points of error in the median, "
-            "fewer errors in 0 of 1 seeds (sign test: p = 1). seed 0: 50.00% against 25.00%.",
+            "On validation the best point had more errors than the given one ({given}): +25.00 points in the median "
+            "of 1 seed (0 better, 1 worse; sign test: p = 1, the least that 1 seed can give). "
+            "seed 0: 50.00% against 25.00%.",
         ],
     ),
     "all runs failed": (

@@ -118,7 +118,8 @@ def _report(runs: Path, out: Path, as_json: bool, html: bool = False) -> None:
             say(f"  {line}")
         if result.unfinished:
             say(f"  Not finished: {', '.join(result.unfinished)}.")
-        say(f"  Students: {result.folder}/<method>-seed<k>/student.keras")
+        if any((run.folder / "student.keras").exists() for run in result.runs):
+            say(f"  Students: {result.folder}/{'*/' if result.unit == 'folds' else ''}<method>-seed<k>/student.keras")
     say(f"Written: {', '.join(map(str, written))}")
 
 
@@ -126,7 +127,7 @@ def _table(result: "ExperimentResult") -> Table:
     """Narrow enough for 80 columns: a range goes below its median."""
     from spkd_keras import report as reports
 
-    title = f"{escape(result.name)}: medians over the {result.unit}, ranges in brackets"
+    title = f"{escape(result.title)}: medians over the {result.unit}, ranges in brackets"
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     columns = reports.COLUMNS[: reports.COLUMNS.index("parameters")]
     for index, column in enumerate(columns):

@@ -21,21 +21,22 @@ class Figure(NamedTuple):
     caption: str
 
 
-def section(result: report.ExperimentResult, runs: Sequence[Run], identity: str) -> dict[str, Any]:
+def section(result: report.ExperimentResult, identity: str) -> dict[str, Any]:
     """Returns what the page says of one experiment.
 
     Args:
         result: of `report.summarise`.
-        runs: all that were read.
         identity: of the section on the page.
     """
-    own = [run for run in runs if run.summary and (run.experiment, run.folder.parent) == (result.name, result.folder)]
+    own = [run for run in result.runs if run.summary]
     columns, rows = _without_costs(*report.table(result))
     names = {method.method: report.shown(method.method) for method in result.methods}
     return {
         "id": identity,
-        "name": result.name,
+        "name": result.title,
+        "warnings": result.warnings,
         "verdicts": report.verdicts(result) or ["Nothing to compare: it takes the student alone, and a method."],
+        "comparisons": report.comparisons(result),
         "columns": columns,
         "rows": rows,
         "unit": result.unit,
@@ -43,7 +44,7 @@ def section(result: report.ExperimentResult, runs: Sequence[Run], identity: str)
         "unfinished": result.unfinished,
         "errors": _errors(result, identity),
         "curves": _learning_curves(own, names, identity),
-        "similarities": _similarities(result, own, identity),
+        "similarities": _similarities(result, identity),
         "weights": _weight_curves(result.weights, identity),
         "classes": _classes(own, identity),
         "costs": [_cost(method.method, own) for method in result.methods] if own else [],
@@ -70,8 +71,8 @@ def _learning_curves(runs: Sequence[Run], names: dict[str, str], identity: str) 
         return None
     curves = {}
     for method in (name for name in names if name in histories):
-        epochs = min(map(len, histories[method]))
-        errors = [[100 * (1 - row[key]) for row in rows[:epochs]] for rows in histories[method]]
+        epochs = max(map(len, histories[method]))  # a band is over runs of one length: of others there is a warning
+        errors = [[100 * (1 - row[key]) for row in rows] for rows in histories[method] if len(rows) == epochs]
         curves[names[method]] = np.array(errors)
     measured = "held-out images" if key == "val_accuracy" else "training images"
     ends = ", ".join(f"{name} {np.median(errors[:, -1]):.1f} %" for name, errors in curves.items())
@@ -84,14 +85,16 @@ def _errors(result: report.ExperimentResult, identity: str) -> Figure | None:
     errors = report.errors_in_percent(result)
     if len(errors) < 2:
         return None
-    told = ", ".join(f"{method} {statistics.median(values):.2f} %" for method, values in errors.items())
+    told = ", ".join(
+        f"{report.shown(method.method)} {100 * statistics.median(method.errors):.2f} %" for method in result.methods
+    )
     caption = f"Test error of each of the {result.unit}, and a line at the median: {told}."
     return Figure(figures.errors_by_seed(errors, "test error, %", f"{identity}-errors", caption), caption)
 
 
-def _similarities(result: report.ExperimentResult, runs: Sequence[Run], identity: str) -> list[Figure]:
+def _similarities(result: report.ExperimentResult, identity: str) -> list[Figure]:
     """The teacher, the student alone and the distilled ones, of the first seed that has a picture, on one scale."""
-    matrices, labels = report.similarities(result, runs)
+    matrices, labels = report.similarities(result)
     if not matrices:
         return []
     scale = (
@@ -138,11 +141,11 @@ def _classes(runs: Sequence[Run], identity: str) -> Figure | None:
         own = [np.array(one, float) - np.array(other, float) for one, other in pairs if other is not None]
         if own:
             changes[method] = 100 * np.median(own, axis=0)  # a class without images is NaN
-    if not changes:
-        return None
     every = np.array(list(changes.values()))
+    measured = np.flatnonzero(~np.isnan(every).any(axis=0)) if changes else np.array([])
+    if not measured.size:
+        return None
     most = np.max(np.abs(np.nan_to_num(every)), axis=0)
-    measured = np.flatnonzero(~np.isnan(every).any(axis=0))
     chosen = sorted(measured[np.argsort(-most[measured], kind="stable")][:SHOWN_CLASSES])
     told = []
     for method, values in changes.items():
@@ -188,10 +191,14 @@ def _conditions(runs: Sequence[Run]) -> list[str]:
     found: dict[str, None] = {}
     for run in runs:
         summary = run.summary or {}
-        devices = [str(device).rpartition("device:")[2] for device in summary.get("devices", [])]
-        versions = summary.get("versions", {})
+        devices = [str(device).rpartition("device:")[2] for device in summary.get("devices") or []]
+        versions = summary.get("versions") or {}
         words = [*devices, f"{summary['threads']} threads"] if summary.get("threads") else devices
         words += [f"{name} {versions[name]}" for name in ("spkd_keras", "tensorflow", "keras") if name in versions]
         if words:
             found[", ".join(words)] = None
+        if summary.get("earlier_conditions"):
+            found[f"{run.folder.name} went on under other conditions: {'; '.join(summary['earlier_conditions'])}"] = (
+                None
+            )
     return list(found)

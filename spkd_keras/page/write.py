@@ -28,7 +28,7 @@ def write_page(runs: Sequence[Run], out: Path, trials: Sequence[Run] = ()) -> Pa
             for one page.
     """
     results = report.summarise(runs, trials)
-    sections = [section(result, runs, f"experiment-{index}") for index, result in enumerate(results)]
+    sections = [section(result, f"experiment-{index}") for index, result in enumerate(results)]
     path, page = out / "results.html", _fitting(sections)
     try:
         out.mkdir(parents=True, exist_ok=True)

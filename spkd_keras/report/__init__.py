@@ -1,11 +1,20 @@
 """From run folders to tables, sentences and figures. Reads files only, and no TensorFlow."""
 
-from spkd_keras.report.results import ExperimentResult, MethodResult, shown, sign_test, similarities, summarise
+from spkd_keras.report.results import (
+    Comparison,
+    ExperimentResult,
+    MethodResult,
+    shown,
+    sign_test,
+    similarities,
+    summarise,
+)
 from spkd_keras.report.weight_curves import WeightCurve, weight_curves
 from spkd_keras.report.wording import (
     COLUMNS,
     cells,
     compared,
+    comparisons,
     costs,
     errors_in_percent,
     published,
@@ -19,12 +28,14 @@ from spkd_keras.run_files import read_runs, read_trials
 
 __all__ = [
     "COLUMNS",
+    "Comparison",
     "ExperimentResult",
     "MethodResult",
     "WeightCurve",
     "as_json",
     "cells",
     "compared",
+    "comparisons",
     "costs",
     "errors_in_percent",
     "markdown",

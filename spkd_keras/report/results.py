@@ -1,12 +1,16 @@
 """What methods came to over their seeds."""
 
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spkd_keras.experiment import BASELINE, TEACHER, Published
+from spkd_keras.experiment import BASELINE, TEACHER, Published, differences
 from spkd_keras.report.weight_curves import WeightCurve, weight_curves
 from spkd_keras.run_files import Run, folds, read_similarities
+
+Runs = dict[tuple[str, int], Run]  # by method and seed
 
 
 class MethodResult(NamedTuple):
@@ -21,7 +25,7 @@ class MethodResult(NamedTuple):
         parameters: of the network.
         multiply_adds: of the network, for one image.
         epochs: of a run; None where the summaries do not say.
-        images: that a run trained on, each as often as it was seen.
+        images: that it trained on in an epoch.
         wall_seconds: of training, for each seed.
         published: what others reported, with its source.
     """
@@ -44,86 +48,152 @@ class MethodResult(NamedTuple):
         return self.published.test_error.get(self.method) if self.published else None
 
 
+class Comparison(NamedTuple):
+    """One method against another.
+
+    `differences` are the errors of `one` less those of `other`, for the seeds that both have.
+    """
+
+    one: str
+    other: str
+    differences: list[float]
+
+
 class ExperimentResult(NamedTuple):
     """All methods of one experiment, the teacher first, then the baseline.
 
     Attributes:
         name: of the experiment.
-        folder: with its runs.
+        folder: with its runs, or with the folders of the folds.
+        runs: of it, also those that have not ended, with the fold in place of the seed.
         methods: what each came to.
         unfinished: names of the runs that have not ended.
+        comparisons: of the methods with terms, each with each.
+        warnings: what makes the results less than they seem, as sentences.
         weights: errors by the weight of a term, where several were tried.
         unit: what medians are taken over: "seeds", or "folds" where the experiments of several folds are together.
+        title: the name, and what tells it from others.
     """
 
     name: str
     folder: Path
+    runs: list[Run]
     methods: list[MethodResult]
     unfinished: list[str]
+    comparisons: list[Comparison]
+    warnings: list[str]
     weights: list[WeightCurve]
-    unit: str = "seeds"
+    unit: str
+    title: str
 
 
 def summarise(runs: Sequence[Run], trials: Sequence[Run] = ()) -> list[ExperimentResult]:
-    """Returns the results of each experiment among the runs, and of those that are folds of one, taken together.
+    """Returns the results of experiments that are folds of one, taken together, and then those of each experiment.
 
     Args:
         runs: of `read_runs`.
         trials: of searches, `read_trials`, for the curves over weights.
     """
     results = []
-    for name, root in dict.fromkeys((run.experiment, run.folder.parent) for run in runs):
-        own = [run for run in runs if (run.experiment, run.folder.parent) == (name, root)]
-        results.append(_result(name, root, own)._replace(weights=weight_curves(own, [*runs, *trials])))
     for name, root, own in folds(runs):
-        results.append(_result(name, root, own)._replace(unit="folds"))
+        title = f"{name}, folds {', '.join(map(str, sorted({run.seed for run in own})))}"
+        results.append(_result(name, root, own, "folds", title))
+    experiments = list(dict.fromkeys((run.experiment, run.folder.parent) for run in runs))
+    names = [name for name, _ in experiments]
+    for name, root in experiments:
+        own = [run for run in runs if (run.experiment, run.folder.parent) == (name, root)]
+        result = _result(name, root, own, "seeds", name if names.count(name) == 1 else f"{name} in {root}")
+        results.append(result._replace(weights=weight_curves(own, [*runs, *trials])))
     return results
 
 
-def _result(name: str, root: Path, runs: Sequence[Run]) -> ExperimentResult:
-    finished = {(run.method, run.seed): run for run in runs if run.summary}
-    methods = sorted({method for method, _ in finished}, key=lambda m: (m != TEACHER, m != BASELINE, m))
+def _result(name: str, root: Path, runs: Sequence[Run], unit: str, title: str) -> ExperimentResult:
+    done = {(run.method, run.seed): run for run in runs if run.summary}
+    methods = sorted({method for method, _ in done}, key=lambda m: (m != TEACHER, m != BASELINE, m))
     unfinished = [run.folder.name for run in runs if run.summary is None]
-    return ExperimentResult(name, root, [_method_result(method, finished) for method in methods], unfinished, [])
+    mixed = {method: found for method in methods if (found := _differing(_of(done, method), unit))}
+    alike = {key: run for key, run in done.items() if key[0] not in mixed}
+    results = [_method_result(method, done, _differences(method, BASELINE, alike, unit)) for method in methods]
+    with_terms = [method for method in methods if method not in (BASELINE, TEACHER)]
+    comparisons = [
+        Comparison(one, other, apart)
+        for one, other in itertools.combinations(with_terms, 2)
+        if (apart := _differences(one, other, alike, unit))
+    ]
+    warnings = [f"The runs of {method} differ, and are not compared: {'; '.join(mixed[method])}." for method in mixed]
+    warnings += _unpaired([method for method in methods if method != TEACHER], done, unit)
+    warnings += _unlike(with_terms, alike, unit)
+    return ExperimentResult(name, root, list(runs), results, unfinished, comparisons, warnings, [], unit, title)
 
 
-def _method_result(method: str, finished: dict[tuple[str, int], Run]) -> MethodResult:
-    runs = {seed: run for (name, seed), run in sorted(finished.items()) if name == method}
-    summaries = {seed: run.summary or {} for seed, run in runs.items()}
-    errors = {key: run.summary["test_error"] for key, run in finished.items() if run.summary}
-    some = next(iter(summaries.values()))
-    compared = method not in (BASELINE, TEACHER)
+def _of(done: Runs, method: str) -> list[Run]:
+    return [run for (name, _), run in sorted(done.items()) if name == method]
+
+
+def _method_result(method: str, done: Runs, differences: list[float]) -> MethodResult:
+    runs = _of(done, method)
+    summaries = [run.summary or {} for run in runs]
+    epochs, seen = summaries[0].get("epochs"), summaries[0].get("images")
     return MethodResult(
         method,
-        seeds=list(summaries),
-        errors=[errors[method, seed] for seed in summaries],
-        best_errors=[s["test_error_best"] for s in summaries.values() if s["test_error_best"] is not None],
-        differences=[
-            errors[method, seed] - errors[BASELINE, seed]
-            for seed in summaries
-            if compared and (BASELINE, seed) in errors
-        ],
-        parameters=some["parameters"],
-        multiply_adds=some["multiply_adds"],
-        epochs=some.get("epochs"),
-        images=some.get("images"),
-        wall_seconds=[s["wall_seconds"] for s in summaries.values() if s.get("wall_seconds") is not None],
-        published=next(iter(runs.values())).spec.published,
+        seeds=[run.seed for run in runs],
+        errors=[summary["test_error"] for summary in summaries],
+        best_errors=[s["test_error_best"] for s in summaries if s["test_error_best"] is not None],
+        differences=differences if method not in (BASELINE, TEACHER) else [],
+        parameters=summaries[0]["parameters"],
+        multiply_adds=summaries[0]["multiply_adds"],
+        epochs=epochs,
+        images=seen // epochs if seen and epochs else None,
+        wall_seconds=[s["wall_seconds"] for s in summaries if s.get("wall_seconds") is not None],
+        published=runs[0].spec.published,
     )
 
 
-def similarities(result: ExperimentResult, runs: Sequence[Run]) -> tuple[dict[str, Any], Any]:
-    """Reads the similarity matrices of the first seed that has some.
+def _differences(one: str, other: str, done: Runs, unit: str) -> list[float]:
+    """Returns the differences of two methods' errors over the seeds of both; none if more than the method differs."""
+    pairs = [(run, done[other, run.seed]) for run in _of(done, one) if (other, run.seed) in done]
+    if any(_differing(pair, unit, apart=True) for pair in pairs):
+        return []
+    # Errors are counts of images over their number: what is equal must not differ by a rounding.
+    return [round((a.summary or {})["test_error"] - (b.summary or {})["test_error"], 9) + 0.0 for a, b in pairs]
 
-    Args:
-        result: of the experiment.
-        runs: of the experiment.
+
+def _differing(runs: Sequence[Run], unit: str, apart: bool = False) -> list[str]:
+    """Returns the settings that differ among runs, besides seed or fold, and the method if they are of two."""
+    ignored = ["seeds", *(["data.name"] if unit == "folds" else [])]
+    if apart:
+        ignored += ["methods"] if all(run.spec.methods[run.method].terms for run in runs) else ["methods", "teacher"]
+    found = [line for run in runs[1:] for line in differences(runs[0].spec, run.spec)]
+    return list(dict.fromkeys(line for line in found if not re.match(rf"({'|'.join(ignored)})\b", line)))
+
+
+def _unpaired(methods: Sequence[str], done: Runs, unit: str) -> list[str]:
+    """Names the seeds that some methods have and others have not."""
+    every = {seed for method, seed in done if method in methods}
+    lacking = {method: sorted(every - {run.seed for run in _of(done, method)}) for method in methods}
+    told = [f"{method} lacks {', '.join(map(str, seeds))}" for method, seeds in lacking.items() if seeds]
+    return [f"Not every method has all {unit}: {'; '.join(told)}. Only those of both are compared."] if told else []
+
+
+def _unlike(methods: Sequence[str], alike: Runs, unit: str) -> list[str]:
+    """Names what else differs between methods and the baseline."""
+    told = []
+    for method in methods:
+        pairs = [(run, alike[BASELINE, run.seed]) for run in _of(alike, method) if (BASELINE, run.seed) in alike]
+        found = list(dict.fromkeys(line for pair in pairs for line in _differing(pair, unit, apart=True)))
+        if found:
+            told.append(f"{method} and the student alone are not compared, since they differ: {'; '.join(found)}.")
+    return told
+
+
+def similarities(result: ExperimentResult) -> tuple[dict[str, Any], Any]:
+    """Reads the similarity matrices of the first seed that has some.
 
     Returns:
         The matrices by method, the teacher's first, and the class of their rows; neither where none are kept.
     """
     students = [method.method for method in result.methods if method.method != TEACHER]
-    files = {(run.method, run.seed): run.folder / "similarity.npz" for run in runs if run.method in students}
+    files = {(run.method, run.seed): run.folder / "similarity.npz" for run in result.runs if run.method in students}
     seeds = sorted(seed for (_, seed), file in files.items() if file.exists())
     matrices: dict[str, Any] = {}
     labels = None

@@ -15,33 +15,32 @@ class WeightCurve(NamedTuple):
         term: name of its loss.
         methods: names under which the runs went.
         measured: "held-out" where every run has a held-out error, by which weights are chosen; else "test".
-        errors: by weight, a fraction for each seed.
-        baseline: of the student alone with the same settings.
+        seeds: that every weight was tried with.
+        errors: by weight, a fraction for each of these seeds.
+        baseline: of the student alone with the same settings, for those of these seeds that it has.
     """
 
     term: str
     methods: list[str]
     measured: str
+    seeds: list[int]
     errors: dict[float, list[float]]
     baseline: list[float]
 
 
 def weight_curves(own: Sequence[Run], others: Sequence[Run] = ()) -> list[WeightCurve]:
-    """Finds the terms that were tried with several weights above zero, all else being equal.
+    """Finds the terms that were tried with several weights above zero and one seed, all else being equal.
 
     Args:
         own: runs of an experiment, of which each curve has at least one.
         others: runs of other experiments and trials of searches, which may lie on the same curves.
     """
-    curves = []
     every = [run for run in [*own, *others] if run.summary]
     groups = _groups(every)
+    curves = []
     for key in _groups([run for run in own if run.summary]):
-        runs = groups[key]
-        if len({weight for weight, _ in runs}) > 1:
-            one = next(iter(runs.values()))
-            alone = [run for run in every if not _terms(run) and _settings(run) == _settings(one)]
-            curves.append(_curve(_terms(one)[json.loads(key)["index"]].loss, runs, alone))
+        curve = _curve(json.loads(key)["index"], list(groups[key].values()), every)
+        curves.extend([curve] if curve else [])
     return curves
 
 
@@ -55,15 +54,27 @@ def _groups(runs: Sequence[Run]) -> dict[str, dict[tuple[float, int], Run]]:
     return groups
 
 
-def _curve(term: str, runs: dict[tuple[float, int], Run], alone: Sequence[Run]) -> WeightCurve:
-    held_out = all((run.summary or {}).get("validation_error") is not None for run in [*runs.values(), *alone])
-    key = "validation_error" if held_out else "test_error"
-    errors: dict[float, list[float]] = {}
-    for (weight, _), run in sorted(runs.items()):
-        errors.setdefault(weight, []).append((run.summary or {})[key])
-    of_seed = {run.seed: (run.summary or {})[key] for run in alone}
-    methods = list(dict.fromkeys(run.method for _, run in sorted(runs.items())))
-    return WeightCurve(term, methods, "held-out" if held_out else "test", errors, list(of_seed.values()))
+def _curve(index: int, runs: Sequence[Run], every: Sequence[Run]) -> WeightCurve | None:
+    """Returns the curve of runs over the weight of one of their terms; None if no seed was tried with two weights."""
+    alone = [run for run in every if not _terms(run) and _settings(run) == _settings(runs[0])]
+    held_out = all(_error(run, "validation_error") is not None for run in [*runs, *alone])
+    key = "validation_error" if held_out else "test_error"  # which a trial of a search has not
+    tried: dict[float, dict[int, Run]] = {}
+    for run in runs:
+        if _error(run, key) is not None:
+            tried.setdefault(_terms(run)[index].weight, {})[run.seed] = run
+    seeds = sorted(set.intersection(*map(set, tried.values()))) if tried else []
+    if len(tried) < 2 or not seeds:
+        return None
+    errors = {weight: [_error(tried[weight][seed], key) for seed in seeds] for weight in sorted(tried)}
+    methods = list(dict.fromkeys(tried[weight][seed].method for weight in sorted(tried) for seed in seeds))
+    baseline = {run.seed: _error(run, key) for run in alone if run.seed in seeds}
+    measured = "held-out" if held_out else "test"
+    return WeightCurve(_terms(runs[0])[index].loss, methods, measured, seeds, errors, list(baseline.values()))
+
+
+def _error(run: Run, key: str) -> Any:
+    return (run.summary or {}).get(key)
 
 
 def _terms(run: Run) -> list[TermSpec]:

@@ -7,13 +7,15 @@ from spkd_keras.experiment import TEACHER
 from spkd_keras.report.results import ExperimentResult, MethodResult, shown, sign_test
 from spkd_keras.report.weight_curves import WeightCurve
 
+SURE = 0.05  # probability of a sign test
+BEST = "test error at the best validation epoch, %"
 # Medians over the seeds, ranges in brackets.
 COLUMNS = (
     "method",
     "seeds",
     "test error, %",
     "against the same-seed student, points",
-    "test error at the best validation epoch, %",
+    BEST,
     "parameters",
     "multiply-adds",
 )
@@ -33,14 +35,19 @@ def cells(result: MethodResult) -> list[str]:
 
 
 def table(result: ExperimentResult) -> tuple[list[str], list[list[str]]]:
-    """Returns the names of all columns, and a row for each method; columns of which nothing is known are left out."""
+    """Returns the names of all columns, and a row for each method; of some columns, only where something is known."""
     over = result.unit.removesuffix("s")
     columns = [column.replace("seeds", result.unit).replace("same-seed", f"same-{over}") for column in COLUMNS]
     rows = [cells(method) for method in result.methods]
+    if not any(method.best_errors for method in result.methods):
+        without = COLUMNS.index(BEST)
+        del columns[without]
+        for row in rows:
+            del row[without]
     more = {
         "published, %": [_number(method.published_error, ".2f") for method in result.methods],
         "epochs": [_number(method.epochs, "d") for method in result.methods],
-        "images seen": [_number(method.images, ",d") for method in result.methods],
+        "training images": [_number(method.images, ",d") for method in result.methods],
         "minutes a run": [_minutes(method.wall_seconds) for method in result.methods],
     }
     for index, (column, found) in enumerate(more.items()):
@@ -67,54 +74,67 @@ def published(result: ExperimentResult) -> list[str]:
 
 
 def verdicts(result: ExperimentResult) -> list[str]:
-    """Says of each method whether it helped, whichever way it falls."""
-    lines = []
-    for method in result.methods:
-        if not method.differences:
-            continue
-        median = statistics.median(method.differences)
-        outcome = "it helped" if median < 0 else "no difference" if median == 0 else "it harmed"
-        better = sum(difference < 0 for difference in method.differences)
-        probability = sign_test(method.differences)
-        lines.append(
-            f"{method.method}: {outcome}: {100 * median:+.2f} points in the median, fewer errors than the student "
-            f"alone in {better} of {len(method.differences)} {result.unit} (sign test: p = {probability:.2g})."
-        )
-    return lines
+    """Compares each method with the student alone, whichever way it falls."""
+    return [
+        compared(method.differences, method.method, "the student alone", result.unit)
+        for method in result.methods
+        if method.differences
+    ]
+
+
+def comparisons(result: ExperimentResult) -> list[str]:
+    """Compares the methods with each other."""
+    return [compared(one.differences, one.one, one.other, result.unit) for one in result.comparisons]
 
 
 def remarks(result: ExperimentResult) -> list[str]:
-    """Returns all that is said below the table: verdicts, what others reported, what the weights came to."""
-    return [*verdicts(result), *published(result), *map(tell_weights, result.weights)]
+    """Returns all that is said below the table: warnings, comparisons, what others reported, what the weights gave."""
+    weights = [tell_weights(curve) for curve in result.weights]
+    return [*result.warnings, *verdicts(result), *comparisons(result), *published(result), *weights]
 
 
 def tell_weights(curve: WeightCurve) -> str:
     """Says what each weight of a term came to, in the median of its seeds, and which was lowest."""
     medians = {weight: statistics.median(errors) for weight, errors in curve.errors.items()}
     told = ", ".join(f"{weight:g}: {100 * median:.2f} %" for weight, median in medians.items())
-    seeds = sorted({len(errors) for errors in curve.errors.values()})
-    line = (
-        f"Weight of {curve.term} ({', '.join(curve.methods)}) and the {curve.measured} error, median of "
-        f"{' to '.join(map(str, seeds))} {'seed' if seeds == [1] else 'seeds'}. {told}. "
-        f"Lowest at {min(medians, key=lambda weight: medians[weight]):g}."
-    )
-    return line + (f" Student alone: {_percent(curve.baseline)} %." if curve.baseline else "")
+    line = f"Weight of {curve.term} ({', '.join(curve.methods)}) and the {curve.measured} error, "
+    line += f"median of {_count(len(curve.seeds), 'seeds')}: {told}."
+    if curve.baseline:
+        line += f" Student alone: {100 * statistics.median(curve.baseline):.2f} %."
+    if curve.measured == "held-out":  # test images choose nothing
+        line += f" Lowest at {min(medians, key=lambda weight: medians[weight]):g}."
+    return line
 
 
-def compared(differences: Sequence[float], one: str, other: str) -> str:
-    """Says whether one beat another, whichever way it falls.
+def compared(differences: Sequence[float], one: str, other: str, unit: str = "seeds") -> str:
+    """Compares one with another, whichever way it falls.
+
+    They are told apart if they differ the same way with every seed, or by a sign test below 0.05. Few seeds cannot give
+    a small probability, and this is said.
 
     Args:
         differences: of the errors, one's less the other's, for each seed.
         one: name of the first.
         other: name of the second.
+        unit: "seeds" or "folds".
     """
-    median = statistics.median(differences)
-    outcome = "beat" if median < 0 else "ended level with" if median == 0 else "did not beat"
-    better = sum(difference < 0 for difference in differences)
+    better, worse = (sum(sign * difference < 0 for difference in differences) for sign in (1, -1))
+    count, probability = len(differences), sign_test(differences)
+    if better == worse == 0:
+        outcome = "had as many errors as"
+    elif max(better, worse) == count or probability < SURE:
+        outcome = "had fewer errors than" if better > worse else "had more errors than"
+    else:
+        outcome = "is not told apart from"
+    least = (
+        f", the least that {_count(count, unit)} can give"
+        if max(better, worse) == count and probability >= SURE
+        else ""
+    )
+    equal = f", {count - better - worse} equal" if better + worse < count else ""
     return (
-        f"{one} {outcome} {other}: {100 * median:+.2f} points of error in the median, fewer errors in {better} of "
-        f"{len(differences)} seeds (sign test: p = {sign_test(differences):.2g})."
+        f"{one} {outcome} {other}: {100 * statistics.median(differences):+.2f} points in the median of "
+        f"{_count(count, unit)} ({better} better, {worse} worse{equal}; sign test: p = {probability:.2g}{least})."
     )
 
 
@@ -133,6 +153,10 @@ def _percent(values: Sequence[float], sign: str = "") -> str:
         return ""
     median, low, high = (f"{100 * value:{sign}.2f}" for value in (statistics.median(values), min(values), max(values)))
     return median if len(values) == 1 else f"{median} ({low} to {high})"
+
+
+def _count(count: int, unit: str) -> str:
+    return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
 
 
 def _number(value: float | None, form: str) -> str:

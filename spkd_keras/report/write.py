@@ -19,7 +19,7 @@ def markdown(results: Sequence[ExperimentResult], figures: Mapping[Path, Mapping
     """
     parts = ["# Results\n"]
     for result in results:
-        parts.append(f"## {result.name}\n")
+        parts.append(f"## {result.title}\n")
         parts.append(f"Medians over the {result.unit}, ranges in brackets.\n")
         columns, rows = table(result)
         parts.append("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
@@ -47,6 +47,8 @@ def as_json(results: Sequence[ExperimentResult]) -> list[dict[str, Any]]:
                 }
                 for method in result.methods
             ],
+            "comparisons": [{**one._asdict(), "sign_test": sign_test(one.differences)} for one in result.comparisons],
+            "warnings": result.warnings,
             "unfinished": result.unfinished,
             "weights": [curve._asdict() for curve in result.weights],
             "unit": result.unit,
@@ -80,10 +82,9 @@ def write_report(
         for index, result in enumerate(results):
             # Experiments in two folders may have one name.
             stem = result.name if names.count(result.name) == 1 else f"{result.name}-{index + 1}"
-            own = [run for run in runs if (run.experiment, run.folder.parent) == (result.name, result.folder)]
             for shown, files in {
                 "Test errors by seed": _draw_errors(result, out / f"{stem}-errors"),
-                "Similarity matrices": _draw_similarities(result, own, out / f"{stem}-similarity"),
+                "Similarity matrices": _draw_similarities(result, out / f"{stem}-similarity"),
             }.items():
                 if files:
                     figures.setdefault(result.folder, {})[shown] = files[0].name
@@ -104,9 +105,9 @@ def _draw_errors(result: ExperimentResult, path: Path) -> list[Path]:
     return plots.errors_by_seed(errors, "test error, %", path) if len(errors) > 1 else []
 
 
-def _draw_similarities(result: ExperimentResult, runs: Sequence[Run], path: Path) -> list[Path]:
+def _draw_similarities(result: ExperimentResult, path: Path) -> list[Path]:
     """Draws the teacher and every method with the first seed."""
     from spkd_keras import plots
 
-    matrices, labels = similarities(result, runs)
+    matrices, labels = similarities(result)
     return plots.similarity_matrices(matrices, labels, path) if matrices else []

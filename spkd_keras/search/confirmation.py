@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from spkd_keras.experiment import Space, points
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.report import compared
+from spkd_keras.run_files import CONFIRMATION
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.results import TrialResult, best_experiment
 from spkd_keras.search.tuner import trial_name
 from spkd_keras.training.run import RunsFailedError, run_experiment, with_trained_teacher
 
-CONFIRMATION = "confirmation"
 FIRST = trial_name("0")
 
 

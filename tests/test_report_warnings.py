@@ -1,0 +1,169 @@
+"""What makes results less than they seem is told, and what cannot be compared is not compared."""
+
+import pytest
+from written_runs import write_run, write_runs, write_trial
+
+from spkd_keras import report
+from spkd_keras.experiment import Experiment, ExperimentError
+from spkd_keras.page import contents
+
+SP = [{"loss": "similarity_preserving", "weight": 100.0}]
+OTHER = [{"loss": "similarity_preserving", "weight": 3000.0}]
+
+
+def summarised(folder):
+    (result,) = report.summarise(report.read_runs(folder), report.read_trials(folder))
+    return result
+
+
+def change(run, old, new):
+    """Changes a run's settings after the fact, as `--set` with other seeds would."""
+    file = run / "experiment.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_runs_of_one_method_with_different_settings(tmp_path):
+    for seed, terms in enumerate([SP, SP, OTHER]):
+        write_run(tmp_path, "student", seed, 0.5, [])
+        write_run(tmp_path, "sp", seed, 0.25, [], terms=terms)
+    result = summarised(tmp_path)
+    assert result.warnings == [
+        "The runs of sp differ, and are not compared: methods.sp.terms.0.weight: 100.0 -> 3000.0."
+    ]
+    assert report.verdicts(result) == []
+    assert f"- {result.warnings[0]}" in report.markdown([result])
+    assert result.warnings[0] in contents.section(result, "one")["warnings"]
+
+
+def test_a_method_and_the_baseline_with_different_settings(tmp_path):
+    write_run(tmp_path, "student", 0, 0.5, [])
+    write_run(tmp_path, "kd", 0, 0.25, [])
+    change(write_run(tmp_path, "sp", 0, 0.25, []), "epochs: 200", "epochs: 30")
+    result = summarised(tmp_path)
+    assert result.warnings == [
+        "sp and the student alone are not compared, since they differ: schedule.epochs: 30 -> 200."
+    ]
+    assert [line.split()[0] for line in report.verdicts(result)] == ["kd"]
+    assert result.comparisons == [], "sp and kd differ in it too"
+
+
+def test_the_baseline_needs_no_teacher(tmp_path):
+    change(write_run(tmp_path, "student", 0, 0.5, []), "width: 2", "width: 8")
+    write_run(tmp_path, "sp", 0, 0.25, [])
+    write_run(tmp_path, "kd", 0, 0.125, [])
+    result = summarised(tmp_path)
+    assert result.warnings == []
+    assert len(report.verdicts(result)) == 2
+
+
+def test_methods_are_compared_with_each_other(tmp_path):
+    for seed, (kd, sp) in enumerate([(0.5, 0.25), (0.25, 0.125), (0.25, 0.25)]):
+        write_run(tmp_path, "kd", seed, kd, [])
+        write_run(tmp_path, "sp", seed, sp, [])
+    result = summarised(tmp_path)
+    assert result.comparisons == [report.Comparison("kd", "sp", [0.25, 0.125, 0.0])]
+    said = "kd is not told apart from sp: +12.50 points in the median of 3 seeds (0 better, 2 worse, 1 equal"
+    assert report.comparisons(result)[0].startswith(said)
+    assert said in report.markdown([result])
+    (plain,) = report.as_json([result])
+    assert plain["comparisons"] == [{"one": "kd", "other": "sp", "differences": [0.25, 0.125, 0.0], "sign_test": 0.5}]
+
+
+def test_seeds_that_some_methods_lack(tmp_path):
+    for seed in (2, 3, 4):
+        write_run(tmp_path, "student", seed, 0.5, [])
+    for seed in (0, 1, 2):
+        write_run(tmp_path, "sp", seed, 0.25, [])
+    assert summarised(tmp_path).warnings == [
+        "Not every method has all seeds: student lacks 0, 1; sp lacks 3, 4. Only those of both are compared."
+    ]
+
+
+def test_a_rounding_is_no_difference(tmp_path):
+    write_run(tmp_path, "student", 0, 0.1 + 0.2, [])
+    write_run(tmp_path, "sp", 0, 0.3, [])
+    (line,) = report.verdicts(summarised(tmp_path))
+    assert line.startswith("sp had as many errors as the student alone: +0.00 points")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity"])
+def test_what_is_no_number_is_refused(tmp_path, value):
+    file = write_run(tmp_path, "sp", 0, 0.25, []) / "summary.json"
+    file.write_text(file.read_text().replace('"test_error": 0.25', f'"test_error": {value}'), encoding="utf-8")
+    with pytest.raises(ExperimentError, match=r"summary\.json is damaged .*test_error is (nan|inf)"):
+        report.read_runs(tmp_path)
+
+
+def test_the_confirmation_of_a_search_is_no_experiment(tmp_path):
+    write_runs(tmp_path / "tiny")
+    write_run(tmp_path / "tiny-search" / "confirmation" / "best", "sp", 0, 0.25, [], name="trial-3")
+    assert summarised(tmp_path).name == "tiny"
+    (run,) = report.read_runs(tmp_path / "tiny-search" / "confirmation")  # unless it is asked for
+    assert run.experiment == "trial-3"
+
+
+def test_a_run_without_held_out_images_beside_a_trial(tmp_path):
+    epochs = Experiment.model_fields["schedule"].default.epochs
+    file = write_run(tmp_path / "tiny", "sp", 0, 0.25, []) / "summary.json"
+    file.write_text(file.read_text().replace('"validation_error"', '"unknown"'), encoding="utf-8")
+    write_trial(tmp_path, 0, 300.0, {"validation_error": 0.2, "epochs": epochs})
+    assert summarised(tmp_path).weights == [], "the trial has no test error, and the run no other"
+    write_run(tmp_path / "tiny", "sp-1000", 0, 0.5, [])
+    (curve,) = summarised(tmp_path).weights
+    assert (curve.measured, curve.errors) == ("test", {100.0: [0.25], 1000.0: [0.5]})
+    assert "Lowest" not in report.tell_weights(curve), "test images choose nothing"
+
+
+def test_experiments_of_one_name_are_told_apart(tmp_path):
+    for folder in ("one", "two"):
+        write_run(tmp_path / folder / "tiny", "student", 0, 0.5, [])
+    titles = [result.title for result in report.summarise(report.read_runs(tmp_path))]
+    assert titles == [f"tiny in {tmp_path / folder / 'tiny'}" for folder in ("one", "two")]
+
+
+def test_folds_that_are_taken_together_keep_their_costs(tmp_path):
+    for fold in (1, 2):
+        name = f"textures-fold{fold}"
+        for method in ("student", "sp"):
+            write_run(tmp_path / name, method, 0, 0.5, [0.5] * 3, name=name, data=f"dtd/fold{fold}")
+    pooled = report.summarise(report.read_runs(tmp_path))[0]
+    assert pooled.unit == "folds"
+    section = contents.section(pooled, "one")
+    assert section["name"] == "textures, folds 1, 2"
+    assert section["costs"][0][:4] == ["student", "175,066", "26.7", "1.5"]
+    assert section["curves"] is not None
+
+
+def test_other_data_is_no_other_fold(tmp_path):
+    for fold, data in ((1, "mnist-fold1"), (2, "dtd/fold2")):
+        name = f"textures-fold{fold}"
+        write_run(tmp_path / name, "student", 0, 0.5, [], name=name, data=data)
+    assert [result.unit for result in report.summarise(report.read_runs(tmp_path))] == ["seeds", "seeds"]
+
+
+def test_a_page_of_summaries_with_little_in_them(tmp_path):
+    for method in ("student", "sp"):
+        file = write_run(tmp_path, method, 0, 0.5, [None] * 3) / "summary.json"
+        text = file.read_text().replace('"versions": {"keras": "3.15.1"}', '"versions": null')
+        file.write_text(text.replace('["/physical_device:CPU:0"]', "null"), encoding="utf-8")
+    section = contents.section(summarised(tmp_path), "one")
+    assert section["classes"] is None
+    assert section["conditions"] == ["2 threads"]
+
+
+def test_a_run_that_went_on_elsewhere_is_named(tmp_path):
+    file = write_run(tmp_path, "sp", 0, 0.5, []) / "summary.json"
+    file.write_text(file.read_text()[:-1] + ', "earlier_conditions": ["intra_op_threads: 4 -> 2"]}', encoding="utf-8")
+    conditions = contents.section(summarised(tmp_path), "one")["conditions"]
+    assert conditions[1] == "sp-seed0 went on under other conditions: intra_op_threads: 4 -> 2"
+
+
+def test_histories_of_different_lengths(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(contents.figures, "learning_curves", lambda curves, *_: drawn.update(curves) or "")
+    write_run(tmp_path, "student", 0, 0.5, [], epochs=3)
+    write_run(tmp_path, "student", 1, 0.5, [], epochs=5)
+    contents.section(summarised(tmp_path), "one")
+    assert drawn["student alone"].shape == (1, 5)
