@@ -6,12 +6,14 @@ import pytest
 from typer.testing import CliRunner
 
 from spkd_keras.cli import app
-from spkd_keras.experiment import TEACHER, differences, load_experiment
-from spkd_keras.report import read_runs
+from spkd_keras.experiment import TEACHER, differences, load_experiment, load_search
+from spkd_keras.report import read_runs, read_trials
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
-KEPT = {"summary.json", "experiment.yaml", "history.csv", "similarity.npz"}
+EXPERIMENTS = [folder.name for folder in sorted(RESULTS.iterdir()) if not folder.name.endswith("-search")]
+SEARCHES = [folder.name for folder in sorted(RESULTS.iterdir()) if folder.name.endswith("-search")]
+KEPT = {"summary.json", "experiment.yaml", "history.csv", "similarity.npz", "outcome.json"}
 
 
 def test_the_report_is_that_of_the_recorded_runs(tmp_path):
@@ -22,12 +24,12 @@ def test_the_report_is_that_of_the_recorded_runs(tmp_path):
         "write it anew: spkd report experiments/results --out experiments"
     )
     page = (tmp_path / "results.html").read_text(encoding="utf-8")
-    for folder in RESULTS.iterdir():
-        assert f">{folder.name}</h2>" in page
-        assert f"## {folder.name}\n" in recorded.decode()
+    for name in EXPERIMENTS:
+        assert f">{name}</h2>" in page
+        assert f"## {name}\n" in recorded.decode()
 
 
-@pytest.mark.parametrize("name", [folder.name for folder in sorted(RESULTS.iterdir())])
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_recorded_runs_are_of_the_experiment_as_it_is(name):
     (file,) = (ROOT / "experiments").glob(f"**/{name}.yaml")
     experiment = load_experiment(file)
@@ -38,6 +40,28 @@ def test_the_recorded_runs_are_of_the_experiment_as_it_is(name):
         assert not differences(run.spec, expected)
         assert run.experiment == experiment.name == name
     assert any(run.method == "student" for run in runs)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_recorded_trials_are_of_the_search_as_it_is_and_chose_the_weights(name):
+    (file,) = (ROOT / "experiments").glob(f"**/{name}.yaml")
+    (final,) = (ROOT / "experiments").glob(f"**/{name.removesuffix('-search')}.yaml")
+    chosen = load_experiment(final)
+    trials = read_trials(RESULTS / name)
+    for method in {trial.method for trial in trials}:
+        point, space = load_search(file, methods=[method])
+        (dimension,) = space.dimensions
+        weights = {}
+        for trial in (trial for trial in trials if trial.method == method):
+            (weight,) = [term.weight for term in trial.spec.methods[method].terms]
+            assert not differences(trial.spec, space.at(point, {dimension.name: weight}).single(method, 0))
+            weights[weight] = trial.summary["validation_error"]
+        assert set(weights) == set(dimension.values), "every point was tried"
+        (term,) = chosen.methods[method].terms
+        assert term.weight == min(weights, key=weights.get), "by the held-out error"
+        assert differences(trial.spec, chosen.single(method, 0)) == [
+            line for line in differences(trial.spec, chosen.single(method, 0)) if line.startswith(dimension.name)
+        ], "nothing but the weight is another"
 
 
 def test_only_small_files_are_kept():
