@@ -11,6 +11,7 @@ PANEL_INCHES = 3.0
 CONTACT_COLUMNS = 8
 MOST_NAMED_CLASSES = 60  # in a confusion matrix
 MOST_NUMBERED_CLASSES = 20
+LONGEST_NAME = 36  # characters: longer ones leave a figure no room
 UNUSED = -0.12  # where a line crosses an axis that does not count for it
 
 
@@ -80,8 +81,14 @@ def draw_errors(panel: Any, errors: Mapping[str, Sequence[float]], looks: Sequen
         # Faces that let those below shine through, and edges in the full colour, which is seen on any paper.
         dots = {"marker": marker, "markersize": 5, "markerfacecolor": (colour, 0.5), "markeredgecolor": colour}
         panel.plot(values, [row] * len(values), linestyle="none", **dots)
-    panel.set_yticks(range(len(errors)), list(errors))
+    panel.set_yticks(range(len(errors)), list(map(shortened, errors)))
     panel.set_ylim(len(errors) - 0.4, -0.6)
+
+
+def shortened(name: str) -> str:
+    """Returns a name that fits into a figure: of a long one, both ends."""
+    ends = (LONGEST_NAME - 1) // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:ends]}…{name[-ends:]}"
 
 
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from matplotlib.colors import same_color
 from written_runs import write_run, write_runs, write_trial
 
 from spkd_keras import page as pages
-from spkd_keras import report
+from spkd_keras import plots, report
 from spkd_keras.experiment import Experiment
 from spkd_keras.page import figures, looks
 from spkd_keras.page.svg import INK, SERIES, SOFT
@@ -160,3 +160,24 @@ def test_the_page_s_style_sheet_colours_the_figures(drawn):
     assert len(set(re.findall("stroke-dasharray: ([^;]+);", text))) == 4, "methods differ in their dashes too"
     for colour in (INK, SOFT, *SERIES):
         assert colour not in text, "a name that nothing stands for"
+
+
+# --- long names ------------------------------------------------------------------------------------------------------
+
+
+def test_long_names_leave_the_figures_their_room(tmp_path):
+    shark = "great-white-shark-man-eater-man-eating-shark-Carcharodon-carcharias"
+    short = "great-white-shark…arodon-carcharias"
+    assert plots.shortened(shark) == short
+    assert plots.shortened(shark[: plots.LONGEST_NAME]) == shark[: plots.LONGEST_NAME]
+    assert len(plots.shortened(shark[: plots.LONGEST_NAME + 1])) < plots.LONGEST_NAME + 1
+    write_run(tmp_path / "tiny", "student", 0, 0.5, [0.5] * 3)
+    folder = write_run(tmp_path / "tiny", shark, 0, 0.25, [0.25, 0.25, 0.0])
+    summary = (folder / "summary.json").read_text(encoding="utf-8")
+    (folder / "summary.json").write_text(summary.replace('"owl"', f'"{shark}"'), encoding="utf-8")
+    # Matplotlib warns, which is an error here, where names leave no room.
+    page = pages.write_page(report.read_runs(tmp_path), tmp_path).read_text(encoding="utf-8")
+    assert f">{short}</text>" in page
+    assert f">{shark}</text>" not in page
+    assert f"-50.0 points ({shark})" in page, "the caption has all of it"
+    report.write_report(report.read_runs(tmp_path), tmp_path / "report")

@@ -7,9 +7,10 @@ import numpy as np
 
 from spkd_keras.page.looks import OTHER, STUDENT_ALONE, Look
 from spkd_keras.page.svg import GRID, INK, SOFT, inline, page_style
-from spkd_keras.plots import draw_errors
+from spkd_keras.plots import draw_errors, shortened
 
 MARKED_EPOCHS = 6  # of a learning curve: more would hide its dash
+LEGEND_CHARACTERS = 64  # that fit beside each other, with eight for each line that is shown
 SIMILARITY_LEVELS = 64  # colours of a matrix: more cannot be told apart, and make the file larger
 
 
@@ -186,12 +187,13 @@ def changes_by_class(
             colour, marker, _ = looks[method]
             panel.plot(values, places, linestyle="none", color=colour, marker=marker, markersize=5, label=method)
         panel.axvline(0, color=INK, linewidth=1)
-        panel.set_yticks(range(len(class_names)), list(class_names))
+        panel.set_yticks(range(len(class_names)), list(map(shortened, class_names)))
         panel.set_ylim(len(class_names) - 0.4, -0.6)
         panel.grid(visible=False, axis="x")
         panel.hlines(np.arange(len(class_names) - 1) + 0.5, *panel.get_xlim(), color=GRID, linewidth=0.5)
         panel.grid(visible=False, axis="y")
-        panel.set_xlabel("change of the error, points (left is better)")
+        # From the right, since long names of classes leave it less room than it needs.
+        panel.set_xlabel("change of the error, points (left is better)", loc="right")
         _legend(figure, panel)
         return inline(figure, identity, description)
 
@@ -204,9 +206,10 @@ def _panel(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _legend(figure: Any, panel: Any) -> None:
-    """Puts the legend above, in rows of three from left to right; Matplotlib fills columns."""
-    handles, labels = panel.get_legend_handles_labels()
-    columns = min(len(handles), 3)
+    """Puts the legend above, in rows of up to three from left to right; Matplotlib fills columns."""
+    handles, names = panel.get_legend_handles_labels()
+    labels = list(map(shortened, names))
+    columns = min(len(handles), 3, max(1, LEGEND_CHARACTERS // (max(map(len, labels)) + 8)))
     order = [index for column in range(columns) for index in range(column, len(handles), columns)]
     figure.legend(
         [handles[index] for index in order],
