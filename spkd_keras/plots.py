@@ -11,6 +11,7 @@ PANEL_INCHES = 3.0
 CONTACT_COLUMNS = 8
 MOST_NAMED_CLASSES = 60  # in a confusion matrix
 MOST_NUMBERED_CLASSES = 20
+LONGEST_NAME = 36  # characters: longer ones leave a figure no room
 UNUSED = -0.12  # where a line crosses an axis that does not count for it
 
 
@@ -66,20 +67,28 @@ def errors_by_seed(errors: Mapping[str, Sequence[float]], label: str, path: Path
 
     figure = Figure(figsize=(6.0, 1.0 + 0.4 * len(errors)), layout="constrained")
     panel = figure.subplots()
-    draw_errors(panel, errors, ["tab:blue"] * len(errors))
+    draw_errors(panel, errors, [("tab:blue", "o")] * len(errors))
     panel.set_xlabel(label)
     panel.grid(axis="x", linewidth=0.5, color="0.9")
     return _saved(figure, path)
 
 
-def draw_errors(panel: Any, errors: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
-    """Draws the rows of `errors_by_seed` into a Matplotlib panel, each in its colour."""
-    for row, (values, colour) in enumerate(zip(errors.values(), colours, strict=True)):
+def draw_errors(panel: Any, errors: Mapping[str, Sequence[float]], looks: Sequence[tuple[str, str]]) -> None:
+    """Draws the rows of `errors_by_seed` into a Matplotlib panel, each in its colour and with its marker."""
+    for row, (values, (colour, marker)) in enumerate(zip(errors.values(), looks, strict=True)):
         median = float(np.median(values))
         panel.plot([median, median], [row - 0.32, row + 0.32], color=colour, linewidth=2.2, solid_capstyle="butt")
-        panel.plot(values, [row] * len(values), linestyle="none", marker="o", markersize=5, alpha=0.6, color=colour)
-    panel.set_yticks(range(len(errors)), list(errors))
+        # Faces that let those below shine through, and edges in the full colour, which is seen on any paper.
+        dots = {"marker": marker, "markersize": 5, "markerfacecolor": (colour, 0.5), "markeredgecolor": colour}
+        panel.plot(values, [row] * len(values), linestyle="none", **dots)
+    panel.set_yticks(range(len(errors)), list(map(shortened, errors)))
     panel.set_ylim(len(errors) - 0.4, -0.6)
+
+
+def shortened(name: str) -> str:
+    """Returns a name that fits into a figure: of a long one, both ends."""
+    ends = (LONGEST_NAME - 1) // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:ends]}…{name[-ends:]}"
 
 
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> list[Path]:

@@ -1,9 +1,7 @@
-"""The page with all results: what is on it, that it needs nothing else, and that a browser shows it."""
+"""The page with all results: what is on it, and that it needs nothing else."""
 
 import html
 import re
-import shutil
-import subprocess
 from xml.etree import ElementTree
 
 import numpy as np
@@ -308,35 +306,3 @@ def test_the_command(folder, tmp_path):
     (tmp_path / "in the way").write_text("")
     failed = CliRunner().invoke(app, ["report", str(folder), "--out", str(tmp_path / "in the way"), "--html"])
     assert failed.exit_code == 2
-
-
-# --- in a browser ----------------------------------------------------------------------------------------------------
-
-
-def browse(address, *options):
-    """What the browser makes of a page, and what it has to complain of."""
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("there is no chromium")
-    settings = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    done = subprocess.run([browser, *settings, *options, address], capture_output=True, text=True, timeout=120)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("scheme", "width"), [("light", 500), ("dark", 1200)])
-def test_a_browser_shows_it(path, tmp_path, scheme, width):
-    import matplotlib.image
-
-    broken = tmp_path / "broken.html"
-    broken.write_text("<!DOCTYPE html><title>x</title><script>nothing.here</script>", encoding="utf-8")
-    assert browse(broken.as_uri(), "--dump-dom")[1], "a browser that does not tell would prove nothing"
-    picture = tmp_path / "page.png"
-    setting = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
-    _, complaints = browse(path.as_uri(), setting, f"--window-size={width},3000", f"--screenshot={picture}")
-    assert complaints == []
-    pixels = matplotlib.image.imread(picture)[..., :3]
-    assert pixels.shape[1] == width
-    background = np.median(pixels.reshape(-1, 3), axis=0).mean()
-    assert background < 0.2 if scheme == "dark" else background > 0.9
-    assert (np.abs(pixels - background).max(axis=-1) > 0.3).mean() > 0.02, "there is something on it"

@@ -9,6 +9,7 @@ import numpy as np
 from spkd_keras import report
 from spkd_keras.experiment import BASELINE, TEACHER
 from spkd_keras.page import figures
+from spkd_keras.page.looks import Look, looks_of, methods_by_weight
 from spkd_keras.run_files import Run, read_history
 
 SHOWN_CLASSES = 20  # those that change most, where there are more
@@ -31,6 +32,7 @@ def section(result: report.ExperimentResult, identity: str) -> dict[str, Any]:
     own = [run for run in result.runs if run.summary]
     columns, rows = _without_costs(*report.table(result))
     names = {method.method: report.shown(method.method) for method in result.methods}
+    looks = looks_of([*names, *(method for curve in result.weights for method in curve.methods)])
     return {
         "id": identity,
         "name": result.title,
@@ -42,11 +44,11 @@ def section(result: report.ExperimentResult, identity: str) -> dict[str, Any]:
         "unit": result.unit,
         "published": report.published(result),
         "unfinished": result.unfinished,
-        "errors": _errors(result, identity),
-        "curves": _learning_curves(own, names, identity),
+        "errors": _errors(result, looks, identity),
+        "curves": _learning_curves(own, names, looks, identity),
         "similarities": _similarities(result, identity),
-        "weights": _weight_curves(result.weights, identity),
-        "classes": _classes(own, identity),
+        "weights": _weight_curves(result.weights, own, looks, identity),
+        "classes": _classes(own, looks, identity),
         "costs": [_cost(method.method, own) for method in result.methods] if own else [],
         "conditions": _conditions(own),
     }
@@ -58,7 +60,9 @@ def _without_costs(columns: list[str], rows: list[list[str]]) -> tuple[list[str]
     return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
 
 
-def _learning_curves(runs: Sequence[Run], names: dict[str, str], identity: str) -> Figure | None:
+def _learning_curves(
+    runs: Sequence[Run], names: dict[str, str], looks: dict[str, Look], identity: str
+) -> Figure | None:
     """The held-out error where every run has one, else the error on the training images."""
     histories: dict[str, list[list[dict[str, float]]]] = {}
     for run in runs:
@@ -77,11 +81,11 @@ def _learning_curves(runs: Sequence[Run], names: dict[str, str], identity: str) 
     measured = "held-out images" if key == "val_accuracy" else "training images"
     ends = ", ".join(f"{name} {np.median(errors[:, -1]):.1f} %" for name, errors in curves.items())
     caption = f"Error on the {measured} after each epoch: median of the seeds, and their range. At the end: {ends}."
-    svg = figures.learning_curves(curves, f"error on {measured}, %", f"{identity}-curves", caption)
+    svg = figures.learning_curves(curves, f"error on {measured}, %", looks, f"{identity}-curves", caption)
     return Figure(svg, caption)
 
 
-def _errors(result: report.ExperimentResult, identity: str) -> Figure | None:
+def _errors(result: report.ExperimentResult, looks: dict[str, Look], identity: str) -> Figure | None:
     errors = report.errors_in_percent(result)
     if len(errors) < 2:
         return None
@@ -89,7 +93,7 @@ def _errors(result: report.ExperimentResult, identity: str) -> Figure | None:
         f"{report.shown(method.method)} {100 * statistics.median(method.errors):.2f} %" for method in result.methods
     )
     caption = f"Test error of each of the {result.unit}, and a line at the median: {told}."
-    return Figure(figures.errors_by_seed(errors, "test error, %", f"{identity}-errors", caption), caption)
+    return Figure(figures.errors_by_seed(errors, "test error, %", looks, f"{identity}-errors", caption), caption)
 
 
 def _similarities(result: report.ExperimentResult, identity: str) -> list[Figure]:
@@ -113,19 +117,22 @@ def _similarities(result: report.ExperimentResult, identity: str) -> list[Figure
     return [*found, Figure(figures.colour_scale(scale, f"{identity}-scale"), "Class of the test image at both sides.")]
 
 
-def _weight_curves(curves: Sequence[report.WeightCurve], identity: str) -> list[Figure]:
+def _weight_curves(
+    curves: Sequence[report.WeightCurve], runs: Sequence[Run], looks: dict[str, Look], identity: str
+) -> list[Figure]:
     found = []
     for index, curve in enumerate(curves):
         caption = report.tell_weights(curve)
         errors = {weight: [100 * error for error in some] for weight, some in curve.errors.items()}
         labels = (f"weight of {curve.term}", f"{curve.measured} error, %")
         baseline = [100 * error for error in curve.baseline]
-        svg = figures.weight_curve(errors, baseline, labels, f"{identity}-weight-{index}", caption)
+        shown = (methods_by_weight(curve, runs), looks)
+        svg = figures.weight_curve(errors, baseline, labels, shown, f"{identity}-weight-{index}", caption)
         found.append(Figure(svg, caption))
     return found
 
 
-def _classes(runs: Sequence[Run], identity: str) -> Figure | None:
+def _classes(runs: Sequence[Run], looks: dict[str, Look], identity: str) -> Figure | None:
     """The change of each class' test error against the same-seed student, in the median over the seeds."""
     by_class: dict[tuple[str, int], Any] = {
         (run.method, run.seed): run.summary["test_error_by_class"]
@@ -159,7 +166,7 @@ def _classes(runs: Sequence[Run], identity: str) -> Figure | None:
         "Below zero is better."
     )
     shown = {method: values[chosen].tolist() for method, values in changes.items()}
-    svg = figures.changes_by_class(shown, [names[index] for index in chosen], f"{identity}-classes", caption)
+    svg = figures.changes_by_class(shown, [names[index] for index in chosen], looks, f"{identity}-classes", caption)
     return Figure(svg, caption)
 
 

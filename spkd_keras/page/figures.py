@@ -5,18 +5,24 @@ from typing import Any
 
 import numpy as np
 
-from spkd_keras.page.svg import DASHES, GRID, INK, MARKERS, SERIES, inline, page_style
-from spkd_keras.plots import draw_errors
+from spkd_keras.page.looks import OTHER, STUDENT_ALONE, Look
+from spkd_keras.page.svg import GRID, INK, SOFT, inline, page_style
+from spkd_keras.plots import draw_errors, shortened
 
+MARKED_EPOCHS = 6  # of a learning curve: more would hide its dash
+LEGEND_CHARACTERS = 64  # that fit beside each other, with eight for each line that is shown
 SIMILARITY_LEVELS = 64  # colours of a matrix: more cannot be told apart, and make the file larger
 
 
-def learning_curves(curves: Mapping[str, np.ndarray], label: str, identity: str, description: str) -> str:
+def learning_curves(
+    curves: Mapping[str, np.ndarray], label: str, looks: Mapping[str, Look], identity: str, description: str
+) -> str:
     """Draws the error over the epochs: the median of the seeds as a line, their range as a band.
 
     Args:
         curves: by method, errors in percent, shape (seeds, epochs).
         label: of the errors.
+        looks: by method.
         identity: of the figure on the page.
         description: for those who do not see it.
 
@@ -26,12 +32,14 @@ def learning_curves(curves: Mapping[str, np.ndarray], label: str, identity: str,
     with page_style():
         figure, panel = _panel(4.8, 3.2)
         for index, (method, errors) in enumerate(curves.items()):
-            epochs, colour = np.arange(1, errors.shape[1] + 1), SERIES[index % len(SERIES)]
-            panel.fill_between(epochs, errors.min(axis=0), errors.max(axis=0), color=colour, alpha=0.18, linewidth=0)
-            median = np.median(errors, axis=0)
-            panel.plot(epochs, median, color=colour, linestyle=DASHES[index % len(DASHES)], linewidth=1.6, label=method)
-            if len(epochs) == 1:
-                panel.plot(epochs, median, color=colour, marker=MARKERS[index % len(MARKERS)])
+            epochs, look = np.arange(1, errors.shape[1] + 1), looks[method]
+            low, high = errors.min(axis=0), errors.max(axis=0)
+            panel.fill_between(epochs, low, high, color=look.colour, alpha=0.18, linewidth=0)
+            every = -(-len(epochs) // MARKED_EPOCHS)
+            first = index * every // len(curves)  # markers of lines that lie on each other do not
+            median, marks = np.median(errors, axis=0), {"marker": look.marker, "markersize": 4.5}
+            line = {"color": look.colour, "linestyle": look.dash, "linewidth": 1.6, "label": method}
+            panel.plot(epochs, median, markevery=(first, every), **line, **marks)
         panel.set_xlabel("epoch")
         panel.set_ylabel(label)
         panel.xaxis.get_major_locator().set_params(integer=True)
@@ -39,12 +47,15 @@ def learning_curves(curves: Mapping[str, np.ndarray], label: str, identity: str,
         return inline(figure, identity, description)
 
 
-def errors_by_seed(errors: Mapping[str, Sequence[float]], label: str, identity: str, description: str) -> str:
+def errors_by_seed(
+    errors: Mapping[str, Sequence[float]], label: str, looks: Mapping[str, Look], identity: str, description: str
+) -> str:
     """Draws the errors of methods: a row for each, with a dot for each seed and a line at their median.
 
     Args:
         errors: by method, from the top, in percent, for each seed.
         label: of the errors.
+        looks: by method.
         identity: of the figure on the page.
         description: for those who do not see it.
 
@@ -53,7 +64,7 @@ def errors_by_seed(errors: Mapping[str, Sequence[float]], label: str, identity: 
     """
     with page_style():
         figure, panel = _panel(4.8, 0.8 + 0.3 * len(errors))
-        draw_errors(panel, errors, [SERIES[0]] * len(errors))
+        draw_errors(panel, errors, [(looks[method].colour, looks[method].marker) for method in errors])
         panel.set_xlabel(label)
         panel.grid(visible=False, axis="y")
         return inline(figure, identity, description)
@@ -106,6 +117,7 @@ def weight_curve(
     errors: Mapping[float, Sequence[float]],
     baseline: Sequence[float],
     labels: tuple[str, str],
+    looks: tuple[Mapping[float, str], Mapping[str, Look]],
     identity: str,
     description: str,
 ) -> str:
@@ -115,24 +127,31 @@ def weight_curve(
         errors: by weight, in percent, for each seed.
         baseline: of the student alone; may be empty.
         labels: of the weight and of the error.
+        looks: methods by weight, and their looks; a weight may be of none.
         identity: of the figure on the page.
         description: for those who do not see it.
 
     Returns:
         An `<svg>` element.
     """
-    weights = sorted(errors)
-    medians = np.array([np.median(errors[weight]) for weight in weights])
-    ranges = np.array([[min(errors[weight]), max(errors[weight])] for weight in weights])
+    weights, (methods, look_of) = sorted(errors), looks
     with page_style():
         figure, panel = _panel(4.8, 3.0)
-        panel.errorbar(
-            weights, medians, np.abs(ranges.T - medians), color=SERIES[0], marker="o", linewidth=1.6, capsize=3
-        )
+        panel.plot(weights, [np.median(errors[weight]) for weight in weights], color=SOFT, linewidth=1.2)
+        for method in dict.fromkeys(methods.get(weight) for weight in weights):
+            own = [weight for weight in weights if methods.get(weight) == method]
+            medians = np.array([np.median(errors[weight]) for weight in own])
+            ranges = np.array([[min(errors[weight]), max(errors[weight])] for weight in own])
+            look = look_of[method] if method else OTHER
+            style = {"color": look.colour, "marker": look.marker, "label": method or "other runs"}
+            panel.errorbar(
+                own, medians, np.abs(ranges.T - medians), linestyle="none", elinewidth=1.6, capsize=3, **style
+            )
         if baseline:
-            panel.axhline(float(np.median(baseline)), color=SERIES[1], linestyle=DASHES[1], label="student alone")
-            panel.axhspan(min(baseline), max(baseline), color=SERIES[1], alpha=0.15, linewidth=0)
-            _legend(figure, panel)
+            look = STUDENT_ALONE
+            panel.axhline(float(np.median(baseline)), color=look.colour, linestyle=look.dash, label="student alone")
+            panel.axhspan(min(baseline), max(baseline), color=look.colour, alpha=0.12, linewidth=0)
+        _legend(figure, panel)
         panel.set_xscale("log")
         panel.set_xticks(weights, [f"{weight:g}" for weight in weights], minor=False)
         panel.set_xticks([], minor=True)
@@ -142,13 +161,18 @@ def weight_curve(
 
 
 def changes_by_class(
-    changes: Mapping[str, Sequence[float]], class_names: Sequence[str], identity: str, description: str
+    changes: Mapping[str, Sequence[float]],
+    class_names: Sequence[str],
+    looks: Mapping[str, Look],
+    identity: str,
+    description: str,
 ) -> str:
     """Draws how much the error of each class changes against the student alone.
 
     Args:
         changes: by method, in points, one for each class.
         class_names: from the top.
+        looks: by method.
         identity: of the figure on the page.
         description: for those who do not see it.
 
@@ -158,17 +182,18 @@ def changes_by_class(
     with page_style():
         figure, panel = _panel(4.8, 1.1 + 0.26 * len(class_names))
         for index, (method, values) in enumerate(changes.items()):
-            # One below the other, where they would hide each other.
-            places = np.arange(len(class_names)) + 0.16 * (index - (len(changes) - 1) / 2)
-            colour, marker = SERIES[(index + 1) % len(SERIES)], MARKERS[(index + 1) % len(MARKERS)]
+            # One below the other, where they would hide each other, and apart from those of the next class.
+            places = np.arange(len(class_names)) + min(0.16, 0.8 / len(changes)) * (index - (len(changes) - 1) / 2)
+            colour, marker, _ = looks[method]
             panel.plot(values, places, linestyle="none", color=colour, marker=marker, markersize=5, label=method)
         panel.axvline(0, color=INK, linewidth=1)
-        panel.set_yticks(range(len(class_names)), list(class_names))
+        panel.set_yticks(range(len(class_names)), list(map(shortened, class_names)))
         panel.set_ylim(len(class_names) - 0.4, -0.6)
         panel.grid(visible=False, axis="x")
         panel.hlines(np.arange(len(class_names) - 1) + 0.5, *panel.get_xlim(), color=GRID, linewidth=0.5)
         panel.grid(visible=False, axis="y")
-        panel.set_xlabel("change of the error, points (left is better)")
+        # From the right, since long names of classes leave it less room than it needs.
+        panel.set_xlabel("change of the error, points (left is better)", loc="right")
         _legend(figure, panel)
         return inline(figure, identity, description)
 
@@ -181,9 +206,10 @@ def _panel(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _legend(figure: Any, panel: Any) -> None:
-    """Puts the legend above, in rows of three from left to right; Matplotlib fills columns."""
-    handles, labels = panel.get_legend_handles_labels()
-    columns = min(len(handles), 3)
+    """Puts the legend above, in rows of up to three from left to right; Matplotlib fills columns."""
+    handles, names = panel.get_legend_handles_labels()
+    labels = list(map(shortened, names))
+    columns = min(len(handles), 3, max(1, LEGEND_CHARACTERS // (max(map(len, labels)) + 8)))
     order = [index for column in range(columns) for index in range(column, len(handles), columns)]
     figure.legend(
         [handles[index] for index in order],

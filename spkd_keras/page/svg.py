@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Matplotlib draws in these colours; the page's style sheet says what they are, in light and in dark.
+# Matplotlib draws in these names of colours; the page's style sheet says what they are, in light and in dark.
 INK = "#010203"
 GRID = "#040506"
-# After Okabe and Ito, told apart with any colour vision. Lines differ in their dashes too.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
-DASHES = ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (2, 2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SOFT = "#070809"
+SERIES = ("#0a0b00", "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
 
 STYLE = {
     "svg.fonttype": "none",  # letters stay letters: small, and to be found and read aloud
@@ -59,7 +57,7 @@ def inline(figure: Any, identity: str, description: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{identity}-', svg)
     svg = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{identity}-", svg)
-    svg = svg.replace(INK, "currentColor").replace(GRID, "var(--grid)")
+    svg = svg.replace(INK, "currentColor").replace(GRID, "var(--grid)").replace(SOFT, "var(--soft)")
     for index, colour in enumerate(SERIES):
         svg = svg.replace(colour, f"var(--series-{index})")
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # type: ignore[union-attr]
