@@ -264,7 +264,7 @@ def test_markdown(tmp_path):
     write_run(tmp_path, "sp", 1)
     result = summarised(tmp_path)
     assert report.markdown([result], {result.folder: {"Similarity matrices": "tiny-similarity.png"}}) == (
-        "# Results\n"
+        f"# Results\n\n{report.EXPLANATION}\n"
         "\n"
         "## tiny\n"
         "\n"

@@ -9,29 +9,43 @@ import numpy as np
 import pytest
 
 from spkd_keras import data, report
-from spkd_keras.experiment import load_experiment
+from spkd_keras.experiment import differences, load_experiment
 from spkd_keras.page import write_page
 from spkd_keras.training import build, run_experiment
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments" / "cpu").glob("*.yaml"))
 METHODS = ["student", "kd", "at", "sp", "kd+sp"]
+FULL_PROTOCOL = "cifar10-full-protocol"
 SHAPES = {"cifar10": ((16, 16, 3), 10), "fashion_mnist": ((28, 28, 1), 10), "dtd/fold1": ((112, 112, 3), 47)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_is_built(path):
     experiment = load_experiment(path, ["teacher.weights=null"] if path.stem == "dtd" else [])
-    shape, classes = SHAPES[experiment.data.name]
+    shape, classes = SHAPES[experiment.data.name] if path.stem != FULL_PROTOCOL else ((32, 32, 3), 10)
     names = tuple(map(str, range(classes)))
     examples = data.Images(np.zeros((2, *shape), np.uint8), np.array([0, 1]), names)
     build.check(experiment, data.Splits(examples, None, examples, {}))
-    assert list(experiment.methods) == METHODS
-    assert len(experiment.seeds) >= (5 if path.stem == "cifar10" else 3)
+    if path.stem != FULL_PROTOCOL:
+        assert list(experiment.methods) == METHODS
+        assert len(experiment.seeds) >= (5 if path.stem == "cifar10" else 3)
     text = path.read_text(encoding="utf-8")
     assert f"spkd run experiments/cpu/{path.name}" in text
     assert "2 cores, CPU, predicted by `spkd check`" in text
     keras.backend.clear_session()
+
+
+def test_the_full_protocol_is_the_paper_s():
+    (paper,) = (ROOT / "experiments" / "paper").glob("cifar10-wrn-16-1-from-16-2.yaml")
+    (own,) = (path for path in FILES if path.stem == FULL_PROTOCOL)
+    published, tried = load_experiment(paper), load_experiment(own)
+    changed = {line.split(":")[0].split(".")[0] for line in differences(published, tried)}
+    assert changed == {"precision", "methods", "seeds"}
+    assert tried.published.source == published.published.source
+    for method in tried.methods:
+        assert tried.methods[method] == published.methods[method]
+        assert tried.published.test_error[method] == published.published.test_error[method]
 
 
 @pytest.mark.slow

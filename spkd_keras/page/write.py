@@ -66,4 +66,6 @@ def _render(sections: Sequence[dict[str, Any]]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return templates.get_template("template.html").render(sections=sections, cost_columns=COST_COLUMNS)
+    return templates.get_template("template.html").render(
+        sections=sections, cost_columns=COST_COLUMNS, explanation=report.EXPLANATION
+    )

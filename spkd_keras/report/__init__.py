@@ -12,6 +12,7 @@ from spkd_keras.report.results import (
 from spkd_keras.report.weight_curves import WeightCurve, weight_curves
 from spkd_keras.report.wording import (
     COLUMNS,
+    EXPLANATION,
     cells,
     compared,
     comparisons,
@@ -28,6 +29,7 @@ from spkd_keras.run_files import read_runs, read_trials
 
 __all__ = [
     "COLUMNS",
+    "EXPLANATION",
     "Comparison",
     "ExperimentResult",
     "MethodResult",

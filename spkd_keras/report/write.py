@@ -6,7 +6,7 @@ from typing import Any
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.report.results import ExperimentResult, sign_test, similarities, summarise
-from spkd_keras.report.wording import errors_in_percent, remarks, table
+from spkd_keras.report.wording import EXPLANATION, errors_in_percent, remarks, table
 from spkd_keras.run_files import Run
 
 
@@ -17,7 +17,7 @@ def markdown(results: Sequence[ExperimentResult], figures: Mapping[Path, Mapping
         results: of `summarise`.
         figures: for each experiment's folder what is to be seen, and the name of the file.
     """
-    parts = ["# Results\n"]
+    parts = [f"# Results\n\n{EXPLANATION}\n"]
     for result in results:
         parts.append(f"## {result.title}\n")
         parts.append(f"Medians over the {result.unit}, ranges in brackets.\n")
