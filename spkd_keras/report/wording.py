@@ -10,10 +10,10 @@ from spkd_keras.report.weight_curves import WeightCurve
 SURE = 0.05  # probability of a sign test
 BEST = "test error at the best validation epoch, %"
 EXPLANATION = (
-    "Errors are of the test images after the last epoch. Differences are between runs with the same seed; below zero is "
-    "better. Two methods are told apart if they differ the same way with every seed, or if signs as uneven as these would "
-    f"have a probability below {SURE:g} were either as likely (sign test, two-sided). The students of an experiment share "
-    "one teacher."
+    "Errors are of the test images after the last epoch. Differences are between runs with the same seed; below zero "
+    "is better. Two methods are told apart if they differ the same way with every seed, or if signs as uneven as these "
+    f"would have a probability below {SURE:g} were either as likely (sign test, two-sided). The students of an "
+    "experiment share one teacher."
 )
 # Medians over the seeds, ranges in brackets.
 COLUMNS = (
