@@ -32,8 +32,15 @@ def test_the_table_is_that_of_the_recorded_runs() -> None:
     (result,) = results
     for method in result.methods:
         assert f"| {' | '.join(report.cells(method))} |" in README
-    for verdict in report.verdicts(result):
-        assert f"- {verdict}" in README
+    for line in report.remarks(result):
+        assert f"- {line}" in README
+
+
+def test_the_results_are_those_of_the_recorded_runs() -> None:
+    (result,) = report.summarise(report.read_runs(ROOT / "experiments" / "results" / "cifar10"))
+    section = README.partition("\n## Results\n")[2].partition("\n## ")[0]
+    told = [line for line in section.splitlines() if line.startswith("- ")]
+    assert sorted(told) == sorted(f"- {verdict}" for verdict in report.verdicts(result))
 
 
 def test_the_recorded_runs_are_of_the_experiment_as_it_is() -> None:
