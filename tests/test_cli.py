@@ -212,14 +212,14 @@ def test_report(runs):
     assert (result.exit_code, result.stderr) == (0, "")
     text = words(result.stdout)
     assert "sp had fewer errors than the student alone: -12.50 points in the median of 1 seed" in text
-    assert f"Written: {runs}/report/RESULTS.md\n" in result.stdout
+    assert f"Written: {runs}/report/RESULTS.md, " in result.stdout
     assert f"Students: {runs}/<method>-seed<k>/student.keras\n" in result.stdout
     assert (runs / "report" / "RESULTS.md").is_file()
 
 
 def test_a_folder_whose_name_could_be_taken_for_a_style(runs, tmp_path):
     folder = runs.rename(tmp_path / "tiny [bold]")
-    assert f"Written: {folder}/report/RESULTS.md\n" in call("report", folder).stdout
+    assert f"Written: {folder}/report/RESULTS.md, " in call("report", folder).stdout
 
 
 def test_the_table_fits_a_terminal_of_80_columns(runs):
