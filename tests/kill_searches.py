@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tiny_search import GAMMA, tiny_search
 
-from spkd_keras.search.distributed import ADDRESS, LOOPBACK, PORT, TUNER_ID
+from spkd_keras.ports import LOOPBACK
+from spkd_keras.search.distributed import ADDRESS, PORT, TUNER_ID
 
 EPOCHS = "schedule.epochs=3"
 

@@ -208,6 +208,8 @@ def test_traceback_when_asked_for(monkeypatch, tmp_path, error, code):
 
 
 def test_report(runs):
+    assert "Students:" not in call("report", runs).stdout, "of which only summaries are kept"
+    (runs / "sp-seed0" / "student.keras").touch()
     result = call("report", runs)
     assert (result.exit_code, result.stderr) == (0, "")
     text = words(result.stdout)
