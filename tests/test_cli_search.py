@@ -84,7 +84,7 @@ def test_tune(file, tmp_path):
     assert both["best"][0] == best["error"] < both["first"][0]
     assert both["differences"] == [b - f for b, f in zip(both["best"], both["first"], strict=True)]
     assert "had fewer errors than the given one (methods.sp.terms.0.weight=3000.0): -" in words(done.stdout)
-    assert "fewer errors in 2 of 2 seeds (sign test: p = 0.5)." in words(done.stdout)
+    assert "of 2 seeds (2 better, 0 worse; sign test: p = 0.5, the least that 2 seeds can give)." in words(done.stdout)
     for name in ("best.yaml", "trials-parallel.png", "trials-parallel.svg"):
         assert str(folder / name) in words(done.stdout)
         assert (folder / name).stat().st_size
