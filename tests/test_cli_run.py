@@ -56,7 +56,7 @@ def test_run_answers_in_json(ran):
         assert found[name]["best_errors"] == [summary["test_error_best"]]
         assert found[name]["parameters"] == summary["parameters"]
     errors = [summaries(folder)[name]["test_error"] for name in ("sp-seed0", "student-seed0")]
-    assert found["sp-seed0"]["differences"] == [errors[0] - errors[1]]
+    assert found["sp-seed0"]["differences"] == [pytest.approx(errors[0] - errors[1], abs=1e-8)]
 
 
 def test_run_tells_its_progress_on_standard_error(ran):
