@@ -149,9 +149,14 @@ def _method_result(method: str, done: Runs, differences: list[float]) -> MethodR
     )
 
 
+def _pairs(one: str, other: str, done: Runs) -> list[tuple[Run, Run]]:
+    """Returns the runs of two methods with the same seed."""
+    return [(run, done[other, run.seed]) for run in _of(done, one) if (other, run.seed) in done]
+
+
 def _differences(one: str, other: str, done: Runs, unit: str) -> list[float]:
     """Returns the differences of two methods' errors over the seeds of both; none if more than the method differs."""
-    pairs = [(run, done[other, run.seed]) for run in _of(done, one) if (other, run.seed) in done]
+    pairs = _pairs(one, other, done)
     if any(_differing(pair, unit, apart=True) for pair in pairs):
         return []
     # Errors are counts of images over their number: what is equal must not differ by a rounding.
@@ -179,7 +184,7 @@ def _unlike(methods: Sequence[str], alike: Runs, unit: str) -> list[str]:
     """Names what else differs between methods and the baseline."""
     told = []
     for method in methods:
-        pairs = [(run, alike[BASELINE, run.seed]) for run in _of(alike, method) if (BASELINE, run.seed) in alike]
+        pairs = _pairs(method, BASELINE, alike)
         found = list(dict.fromkeys(line for pair in pairs for line in _differing(pair, unit, apart=True)))
         if found:
             told.append(f"{method} and the student alone are not compared, since they differ: {'; '.join(found)}.")
@@ -194,17 +199,16 @@ def similarities(result: ExperimentResult) -> tuple[dict[str, Any], Any]:
     """
     students = [method.method for method in result.methods if method.method != TEACHER]
     files = {(run.method, run.seed): run.folder / "similarity.npz" for run in result.runs if run.method in students}
-    seeds = sorted(seed for (_, seed), file in files.items() if file.exists())
+    files = {key: file for key, file in files.items() if file.exists()}
+    first = min((seed for _, seed in files), default=0)
     matrices: dict[str, Any] = {}
     labels = None
-    for method in students if seeds else ():
-        file = files.get((method, seeds[0]))
-        if file is not None and file.exists():
-            arrays = read_similarities(file)
-            labels = arrays["labels"]
-            if "teacher" in arrays:
-                matrices.setdefault(TEACHER, arrays["teacher"])
-            matrices[shown(method)] = arrays["student"]
+    for method in (method for method in students if (method, first) in files):
+        arrays = read_similarities(files[method, first])
+        labels = arrays["labels"]
+        if "teacher" in arrays:
+            matrices.setdefault(TEACHER, arrays["teacher"])
+        matrices[shown(method)] = arrays["student"]
     return {name: matrices[name] for name in sorted(matrices, key=lambda name: name != TEACHER)}, labels
 
 
