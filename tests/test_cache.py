@@ -105,7 +105,7 @@ def test_views_are_a_function_of_their_seed_and_number(images):
 
 
 def test_several_files_are_one_cache(images, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("spkd_keras.cache.teacher_cache.SHARD_BYTES", 2000)
+    monkeypatch.setattr("spkd_keras.cache.computing.SHARD_BYTES", 2000)
     cache = compute(tmp_path / "many", teacher, [sp()], images)
     assert len(list((tmp_path / "many").glob("*.array_record"))) > 3
     monkeypatch.undo()
