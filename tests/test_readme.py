@@ -42,7 +42,7 @@ def test_the_results_are_those_of_the_recorded_runs() -> None:
     told = [line for line in section.splitlines() if line.startswith("- ")]
     assert sorted(told) == sorted(f"- {verdict}" for verdict in report.verdicts(result))
     others = {one.one: one.differences for one in result.comparisons if one.other == "sp"}
-    assert set(others) == {"at", "kd"}
+    assert set(others) == {"at", "kd", "kd+sp"}
     assert all(difference > 0 for differences in others.values() for difference in differences), "with every seed"
 
 
