@@ -88,6 +88,6 @@ def test_the_command_says_what_it_kept(teacher, tmp_path):
     assert "error of the similarity matrix" in done.output
     done = call(*arguments, "--out", str(tmp_path / "runs"), "--json")
     answer = json.loads(done.stdout)
-    assert [tensor["name"] for tensor in answer["tensors"]] == ["output", "stage3"]
+    assert [tensor["name"] for tensor in answer["tensors"]] == ["/output", "stage3"]
     done = call(*arguments, "--out", str(tmp_path / "runs"), "--set", "teacher.cache={store: float32}")
     assert (done.exit_code, "store: float16 -> float32" in done.output) == (2, True)

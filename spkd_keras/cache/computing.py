@@ -19,7 +19,7 @@ from spkd_keras.cache.teacher_cache import TeacherCache
 from spkd_keras.data import AnyImages, Augmentation, EpochClock, view_batches
 from spkd_keras.distiller import Term
 from spkd_keras.distiller.taps import LOGITS, Tap, resolve
-from spkd_keras.distiller.wiring import tapped_teacher
+from spkd_keras.distiller.wiring import check_logits, tapped_teacher
 
 SHARD_BYTES = 256 * 2**20
 STORES = ("float16", "float32")
@@ -94,7 +94,7 @@ def compute(
         same = _same_in_every_batch(TeacherCache(partial), images, batch_size, augmentation, values)
         pixels, _, _ = next(iter(dataset))
         sketches = {
-            str(tap): sketch_errors(value, seed, store)
+            tap.key: sketch_errors(value, seed, store)
             for (tap, sketch_will_do), value in zip(places.items(), run(pixels), strict=True)
             if sketch_will_do
         }
@@ -116,10 +116,16 @@ def _check(folder: Path, augmentation: Augmentation, views: int, store: str, ske
 
 
 def _places(teacher: keras.Model, terms: Sequence[Term]) -> dict[Tap, bool]:
-    """Returns what is kept of the teacher, and whether a sketch of it will do."""
+    """Returns what is kept of the teacher, and whether a sketch of it will do.
+
+    Raises:
+        ValueError: if a term compares logits, and the teacher gives probabilities there.
+    """
     places: dict[Tap, bool] = {}
     for term in terms:
-        for tap in resolve(teacher, term.teacher, term.default_tap, "teacher"):
+        found = resolve(teacher, term.teacher, term.default_tap, "teacher")
+        check_logits(term, "teacher", teacher, found)
+        for tap in found:
             places[tap] = places.get(tap, True) and term.takes_sketches
     return {**places, LOGITS: False}
 
@@ -130,7 +136,7 @@ def _defaults(teacher: keras.Model, places: dict[Tap, bool]) -> dict[str, list[s
         with contextlib.suppress(ValueError):  # a teacher may have none of a kind
             found = resolve(teacher, None, kind, "teacher")
             if set(found) <= set(places):
-                defaults[kind] = [str(tap) for tap in found]
+                defaults[kind] = [tap.key for tap in found]
     return defaults
 
 
@@ -145,9 +151,9 @@ def _tensors(tapped: Any, places: dict[Tap, bool], sketch: int | None) -> tuple[
             raise ValueError(f"The {tap} of the teacher must have a fixed shape. Received: {shape}.")
         size = int(np.prod(shape))
         if sketch is not None and sketch_will_do and sketch < size:
-            tensors.append(StoredTensor(str(tap), (sketch,), size))
+            tensors.append(StoredTensor(tap.key, (sketch,), size))
         else:
-            tensors.append(StoredTensor(str(tap), shape))
+            tensors.append(StoredTensor(tap.key, shape))
     return tuple(tensors)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from spkd_keras.cache.sketch import SketchError
 from spkd_keras.data import AnyImages, Images
 
-FORMAT = 1
+FORMAT = 2
 FILE = "manifest.json"
 
 
@@ -22,7 +23,7 @@ class StoredTensor:
     """One tensor of an entry.
 
     Attributes:
-        name: of the place in the teacher.
+        name: of the place in the teacher, as `Tap.key` gives it.
         shape: without the batch.
         sketched_from: the number of values that a random projection to `shape` was made of; None for the values
             themselves.
@@ -136,9 +137,13 @@ def bytes_of(tensors: Sequence[StoredTensor], store: str) -> int:
 
 
 def data_digest(images: AnyImages) -> str:
-    """Digest of images: their labels, and their pixels, or for photos their numbers and size."""
+    """Digest of images: their labels, and their pixels, or for photos their files' bytes and their size."""
     digest = hashlib.sha256(np.ascontiguousarray(images.labels, np.int64).tobytes())
-    content = images.pixels if isinstance(images, Images) else np.append(images.numbers, images.size)
-    digest.update(np.ascontiguousarray(content).tobytes())
+    if isinstance(images, Images):
+        digest.update(np.ascontiguousarray(images.pixels).tobytes())
+    else:
+        files = tf.data.Dataset.from_tensor_slices(images.numbers).map(images.read, tf.data.AUTOTUNE)
+        for content in files.as_numpy_iterator():
+            digest.update(hashlib.sha256(content).digest())  # so that no byte moves from one file to the next unseen
     digest.update(str(images.image_shape).encode())
     return digest.hexdigest()[:32]

@@ -46,7 +46,8 @@ class TeacherCache:
             manifest.teacher_fingerprint,
             {tensor.name: (None, *tensor.shape) for tensor in manifest.tensors},
             frozenset(tensor.name for tensor in manifest.tensors if tensor.sketched_from is not None),
-            {kind: tuple(names) for kind, names in manifest.defaults.items()},
+            {kind: tuple(keys) for kind, keys in manifest.defaults.items()},
+            manifest.teacher_dtype,
         )
 
     def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:

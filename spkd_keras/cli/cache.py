@@ -59,9 +59,9 @@ def _show(found: "TeacherCache") -> None:
     for tensor in manifest.tensors:
         shape = "x".join(map(str, tensor.shape))
         sketched = f", a random projection of {tensor.sketched_from} values" if tensor.sketched_from else ""
-        say(f"  {tensor.name}: {shape}{sketched}; {_bits(manifest.same_in_every_batch[tensor.name])}")
+        say(f"  {tensor.name.removeprefix('/')}: {shape}{sketched}; {_bits(manifest.same_in_every_batch[tensor.name])}")
     for name, errors in manifest.sketches.items():
-        table = Table(title=f"{escape(name)} on one batch", title_justify="left", box=box.SIMPLE)
+        table = Table(title=f"{escape(name.removeprefix('/'))} on one batch", title_justify="left", box=box.SIMPLE)
         for column in ("sketch", "bytes a view", "error of the similarity matrix"):
             table.add_column(column, justify="right")
         for error in errors:

@@ -14,7 +14,7 @@ class Cached(NamedTuple):
 
     Attributes:
         images: as the student takes them.
-        teacher: tensors by the name of the place in the teacher, as `str(tap)` gives it.
+        teacher: tensors by the key of the place in the teacher, as `Tap.key` gives it.
     """
 
     images: Any
@@ -28,9 +28,10 @@ class StandIn:
     Attributes:
         name: of the teacher.
         fingerprint: of the teacher.
-        shapes: of the tensors in the batches, the batch's dimension None, by the name of the place.
-        sketched: the places of which there are random projections only.
-        defaults: the places that are meant where a term names none, by the loss' `default_tap`.
+        shapes: of the tensors in the batches, the batch's dimension None, by the key of the place.
+        sketched: the keys of which there are random projections only.
+        defaults: the keys that are meant where a term names none, by the loss' `default_tap`.
+        dtype: in which the teacher computed, where a copy of it in another dtype did; None for the teacher as it was.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StandIn:
     shapes: Mapping[str, tuple[int | None, ...]]
     sketched: frozenset[str] = frozenset()
     defaults: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    dtype: str | None = None
 
     def resolve(self, names: str | tuple[str, ...] | None, default_tap: str, sketch_will_do: bool) -> tuple[Tap, ...]:
         """Finds the places that a term names.
@@ -46,30 +48,22 @@ class StandIn:
             ValueError: if one is not there, or only as a sketch that will not do.
         """
         if names is None:
-            wanted = self.defaults.get(default_tap, ())
+            wanted = tuple(Tap.of_key(key) for key in self.defaults.get(default_tap, ()))
         else:
-            wanted = names if isinstance(names, tuple) else (names,)
-        missing = [name for name in wanted if name not in self.shapes]
+            wanted = tuple(Tap(name) for name in (names if isinstance(names, tuple) else (names,)))
+        missing = [str(tap) for tap in wanted if tap.key not in self.shapes]
         if missing or not wanted:
             raise ValueError(
                 f"The cache of the teacher '{self.name}' must have {', '.join(missing) or f'the {default_tap}'}. "
-                f"It has: {', '.join(self.shapes)}. Compute it anew for these terms."
+                f"It has: {', '.join(str(Tap.of_key(key)) for key in self.shapes)}. Compute it anew for these terms."
             )
-        sketched = sorted(self.sketched & set(wanted))
+        sketched = sorted(self.sketched & {tap.key for tap in wanted})
         if sketched and not sketch_will_do:
             raise ValueError(
                 f"The cache has a random projection of {', '.join(sketched)} only, which keeps inner products between "
                 "images and nothing else. Compute it anew without `sketch` for losses other than SimilarityPreserving."
             )
-        return tuple(PLACES.get(name) or _tap(name) for name in wanted)
-
-
-PLACES = {str(Tap("")): Tap("")}
-
-
-def _tap(name: str) -> Tap:
-    prefix = str(Tap("", is_input=True))
-    return Tap(name.removeprefix(prefix), is_input=True) if name.startswith(prefix) else Tap(name)
+        return wanted
 
 
 class Absent:
@@ -77,7 +71,7 @@ class Absent:
 
     def __init__(self, stand_in: StandIn, places: list[Tap]) -> None:
         self.stand_in = stand_in
-        self.output = {"taps": [keras.KerasTensor(stand_in.shapes[str(place)]) for place in places]}
+        self.output = {"taps": [keras.KerasTensor(stand_in.shapes[place.key]) for place in places]}
 
     def __call__(self, x: Any, training: bool) -> dict[str, Any]:
         """Says what is missing."""

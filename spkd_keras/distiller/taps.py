@@ -29,8 +29,20 @@ class Tap(NamedTuple):
     def __str__(self) -> str:
         return f"input of {self.path}" if self.is_input else self.path or "output"
 
+    @property
+    def key(self) -> str:
+        """A name that no other place has, since layers' paths do not begin with a slash: a layer may be `output`."""
+        return self.path if self.path and not self.is_input else f"/{self}"
+
+    @classmethod
+    def of_key(cls, key: str) -> "Tap":
+        """Finds the place of a key."""
+        is_input = key.startswith(INPUT)
+        return LOGITS if key == LOGITS.key else cls(key.removeprefix(INPUT), is_input)
+
 
 LOGITS = Tap("")
+INPUT = Tap("", is_input=True).key
 
 
 def layer_paths(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, layers.Layer]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -60,6 +60,11 @@ class Wiring:
             self.teacher = self._tapped_teacher = None
             return
         absent = isinstance(teacher, StandIn)
+        if absent and self.teacher_dtype not in (None, teacher.dtype):
+            raise ValueError(
+                f"`teacher_dtype` must be {teacher.dtype!r}, as when the cache was computed, or None. Received: "
+                f"{self.teacher_dtype!r}."
+            )
         fingerprint = teacher.fingerprint if absent else self._checked_fingerprint(teacher)
         if self.fingerprint not in (None, fingerprint):
             raise ValueError(
@@ -108,19 +113,9 @@ class Wiring:
                 f"({', '.join(map(str, from_teacher))}) and {len(from_student)} in the student "
                 f"({', '.join(map(str, from_student))}). Name as many of each in the term."
             )
-        if term.default_tap != "logits" or not isinstance(term.loss, losses.DistillationLoss):
-            return
-        for role, model, places in (
-            ("teacher", teacher, from_teacher),
-            ("student", self.student, from_student),
-        ):
-            if any(taps.gives_probabilities(model, place) for place in places):
-                raise ValueError(
-                    f"The term '{term.name}' compares logits. Received: a {role} '{model.name}' that ends in a softmax "
-                    "or sigmoid and so gives probabilities. Remove that activation, or name the layer before it: "
-                    f"{role}=..."
-                )
-        if from_teacher == from_student == (taps.LOGITS,):
+        check_logits(term, "teacher", teacher, from_teacher)
+        check_logits(term, "student", self.student, from_student)
+        if _compares_logits(term) and from_teacher == from_student == (taps.LOGITS,):
             classes = taps.num_classes(teacher), taps.num_classes(self.student)
             if None not in classes and classes[0] != classes[1]:
                 raise ValueError(
@@ -180,12 +175,12 @@ class Wiring:
             ValueError: if there is no teacher, or the batch lacks one of its taps.
         """
         if isinstance(x, Cached):
-            missing = [str(tap) for tap in self._teacher_places if str(tap) not in x.teacher]
+            missing = [tap.key for tap in self._teacher_places if tap.key not in x.teacher]
             if missing:
                 raise ValueError(
                     f"The cached batch must carry {', '.join(missing)} of the teacher. It has: {', '.join(x.teacher)}."
                 )
-            return [tf.stop_gradient(x.teacher[str(tap)]) for tap in self._teacher_places]
+            return [tf.stop_gradient(x.teacher[tap.key]) for tap in self._teacher_places]
         if self._tapped_teacher is None:
             raise ValueError(
                 "The terms need the teacher, which is not saved with the Distiller. Hand it back: "
@@ -217,6 +212,23 @@ def tapped_teacher(teacher: keras.Model, dtype: str | None, places: list[taps.Ta
     tapped = taps.tapped(teacher if dtype is None else models.in_precision(teacher, dtype), places)
     # It only infers, so its batch normalisation can be part of its convolutions.
     return models.folded(tapped) if isinstance(tapped, keras.Model) else tapped
+
+
+def check_logits(term: Term, role: str, model: keras.Model | StandIn, places: Sequence[taps.Tap]) -> None:
+    """Checks that a term that compares logits does not get probabilities.
+
+    Raises:
+        ValueError: if a place is behind a softmax or a sigmoid.
+    """
+    if _compares_logits(term) and any(taps.gives_probabilities(model, place) for place in places):
+        raise ValueError(
+            f"The term '{term.name}' compares logits. Received: a {role} '{model.name}' that ends in a softmax or "
+            f"sigmoid and so gives probabilities. Remove that activation, or name the layer before it: {role}=..."
+        )
+
+
+def _compares_logits(term: Term) -> bool:
+    return term.default_tap == "logits" and isinstance(term.loss, losses.DistillationLoss)
 
 
 def _check_built(network: Any, role: str) -> None:

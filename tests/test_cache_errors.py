@@ -1,0 +1,133 @@
+"""What a cache refuses: wrong arguments, other images, teachers that do not fit, and files that are not whole."""
+
+import os
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from networks import CLASSES, IMAGE_SHAPE, cross_entropy, small_network
+from test_cache import CIFAR, some_images, sp
+from test_distiller import KD
+
+from spkd_keras import Distiller, Term
+from spkd_keras.cache import TeacherCache, compute, data_digest
+from spkd_keras.data import EpochClock, Images, load
+
+
+@pytest.fixture
+def images():
+    return some_images()
+
+
+@pytest.fixture
+def teacher():
+    return small_network(8, name="teacher")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"views": 17, "augmentation": CIFAR}, "`views` must be an integer from 1 to 16. Received: views=17"),
+        ({"views": 2}, "Without augmentation an image has one view. Received: views=2"),
+        ({"store": "bfloat16"}, "`store` must be one of float16, float32. Received: 'bfloat16'"),
+        ({"sketch": 0}, "`sketch` must be an integer of at least 1"),
+    ],
+)
+def test_wrong_arguments(arguments, message, images, teacher, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        compute(tmp_path / "cache", teacher, [sp()], images, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_that_do_not_fit_into_float16_are_refused(images, teacher, tmp_path):
+    teacher.get_layer("bn2").gamma.assign(1e6 * np.ones(8))
+    with pytest.raises(ValueError, match=r"stage2 must be finite in float16.*store: float32"):
+        compute(tmp_path / "cache", teacher, [sp()], images)
+    assert not (tmp_path / "cache").exists()
+    compute(tmp_path / "cache", teacher, [sp()], images, store="float32")
+
+
+def test_other_images_are_refused_in_one_line(images, teacher, tmp_path):
+    cache = compute(tmp_path / "cache", teacher, [sp()], images)
+    changed = Images(images.pixels.copy(), images.labels, images.class_names)
+    changed.pixels[3, 2, 2, 0] ^= 1
+    with pytest.raises(ValueError, match=r"^[^\n]*was computed for something else \(data: \w+ -> \w+\)[^\n]*$"):
+        cache.batches(changed, 8, 0, EpochClock())
+
+
+def test_an_interrupted_computation_leaves_nothing_that_looks_whole(images, teacher, tmp_path):
+    def interrupt(done, entries):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compute(tmp_path / "cache", teacher, [sp()], images, batch_size=8, tell=interrupt)
+    with pytest.raises(ValueError, match="is no cache of a teacher"):
+        TeacherCache(tmp_path / "cache")
+    compute(tmp_path / "cache", teacher, [sp()], images, batch_size=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    with pytest.raises(ValueError, match=r"exists\. Remove it"):
+        compute(tmp_path / "cache", teacher, [sp()], images)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_damaged_cache_is_refused(damage, images, teacher, tmp_path):
+    compute(tmp_path / "cache", teacher, [sp()], images)
+    (shard,) = (tmp_path / "cache").glob("*.array_record")
+    if damage == "remove":
+        shard.unlink()
+    else:
+        os.truncate(shard, shard.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"is not whole|must have 22 entries"):
+        TeacherCache(tmp_path / "cache")
+
+
+def ending_in(**last):
+    """A teacher whose last layer, of this name and activation, gives the output."""
+    inputs = keras.Input(IMAGE_SHAPE)
+    return keras.Model(inputs, layers.Dense(CLASSES, **last)(layers.Flatten()(inputs)), name="teacher")
+
+
+def test_probabilities_are_refused_where_logits_are_compared(images, tmp_path):
+    teacher = ending_in(activation="softmax")
+    with pytest.raises(ValueError, match=r"compares logits\. Received: a teacher 'teacher' that ends in a softmax"):
+        compute(tmp_path / "cache", teacher, [Term(KD())], images)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_of_the_teacher_may_be_called_output(images, tmp_path):
+    """It is another place than the network's own output, which has no layer's name."""
+    teacher = ending_in(name="output")
+    inputs = teacher.input
+    teacher = keras.Model(inputs, 2.0 * teacher.output, name="teacher")
+    cache = compute(tmp_path / "cache", teacher, [Term(KD(), teacher="output")], images, store="float32")
+    values = cache.read(np.arange(3))
+    np.testing.assert_allclose(values["/output"], 2 * values["output"], rtol=1e-6)
+    model = Distiller(cache.stand_in, small_network(), [Term(KD(), teacher="output"), Term(KD(), name="own")])
+    model.compile("sgd", cross_entropy())
+    clock = EpochClock()
+    history = model.fit(cache.batches(images, 8, 0, clock), shuffle=False, callbacks=[clock], verbose=0).history
+    assert history["soft_targets"][0] != history["own"][0]
+
+
+def test_another_dtype_of_the_teacher_than_that_of_the_cache_is_refused(images, teacher, tmp_path):
+    cache = compute(tmp_path / "cache", teacher, [sp()], images, teacher_dtype="bfloat16")
+    Distiller(cache.stand_in, small_network(), [sp()], teacher_dtype="bfloat16")
+    with pytest.raises(ValueError, match="`teacher_dtype` must be 'bfloat16', as when the cache was computed, or None"):
+        Distiller(cache.stand_in, small_network(), [sp()], teacher_dtype="float16")
+
+
+def test_photos_that_are_replaced_are_other_images(tmp_path):
+    """Under the same names, of the same size, as many of each class."""
+
+    def digest(seed):
+        random = np.random.default_rng(seed)
+        for split in ("train", "test"):
+            for name in ("bark", "sand"):
+                folder = tmp_path / split / name
+                folder.mkdir(parents=True, exist_ok=True)
+                pixels = random.integers(0, 256, (8, 8, 3)).astype("uint8")
+                keras.utils.save_img(folder / "0.png", pixels, scale=False)
+        return data_digest(load("image_folder", path=str(tmp_path), image_size=8, validation=0.0).train)
+
+    assert digest(0) == digest(0) != digest(1)
