@@ -24,7 +24,9 @@ SHIPPED = sorted((pathlib.Path(__file__).parent.parent / "experiments").glob("*.
 LOADERS = {
     "digits-search": load_search,
     "digits-frontier": load_students,
-    "cifar10-search": lambda file: load_search(file, methods=["sp"]),
+    **dict.fromkeys(
+        ("cifar10-search", "dtd-search", "fashion_mnist-search"), lambda file: load_search(file, methods=["sp"])
+    ),
 }
 
 # The complete example of the design; the teacher has epochs of its own here, so that they can be told apart.
