@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from architectures import randomize
-from finished_run import digit_network, finished_runs
+from fake_runs import digit_network, write_network_runs
 from pictures import encoded, gradient, photo_folder
 from test_cli import call, words
 
@@ -25,7 +25,7 @@ def places(tmp_path_factory):
     """The same network in every format, as a `.keras` file and as a run, by what it is."""
     folder = tmp_path_factory.mktemp("models")
     network = digit_network()
-    run = finished_runs(folder, network)
+    run = write_network_runs(folder, network)
     found = {kind: export_student(network, folder / file, kind, class_names=NAMES).path for kind, file in FILES.items()}
     return {**found, "keras": run / "student.keras", "run": run}
 

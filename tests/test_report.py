@@ -4,57 +4,15 @@ import json
 
 import numpy as np
 import pytest
-import written_runs
+from fake_runs import BARE_ERRORS, HOSTILE, SEEDS, write_bare_run, write_bare_runs, write_run, write_runs
 
 from spkd_keras import plots, report
-from spkd_keras.experiment import Experiment, ExperimentError
-
-SEEDS = [0, 1, 2]
-# Test errors by seed. Exact in binary, so that differences and medians are too.
-ERRORS = {"student": [0.25, 0.5, 0.375], "sp": [0.125, 0.25, 0.5], "kd": [0.25, 0.625, 0.375]}
-
-
-def write_run(root, method, seed=0, error=None, best=None, *, parameters=1234, name="tiny", similarity=True):
-    """Writes a run's folder; one that is not finished if there is no error."""
-    folder = root / f"{method}-seed{seed}"
-    folder.mkdir(parents=True)
-    experiment = Experiment.model_validate(
-        {
-            "name": name,
-            "data": {"name": "digits"},
-            "student": {"model": "wide_resnet"},
-            "methods": {method: {}},
-            "seeds": [seed],
-        }
-    )
-    (folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
-    if error is None:
-        return folder
-    summary = {
-        "test_error": error,
-        "test_error_best": best,
-        "parameters": parameters,
-        "multiply_adds": 10 * parameters,
-    }
-    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-    if similarity:
-        matrices = {"student": np.full((4, 4), (seed + 1) / 10)}
-        if method != "teacher":
-            matrices["teacher"] = np.eye(4)
-        np.savez_compressed(folder / "similarity.npz", labels=np.array([0, 0, 1, 1]), **matrices)
-    return folder
+from spkd_keras.experiment import ExperimentError
 
 
 @pytest.fixture
 def root(tmp_path):
-    """An experiment with a teacher, two methods, three seeds, and a run that is not finished."""
-    folder = tmp_path / "runs" / "tiny"
-    for method, errors in ERRORS.items():
-        for seed, error in zip(SEEDS, errors, strict=True):
-            write_run(folder, method, seed, error, error + 0.125)
-    write_run(folder, "teacher", 0, 0.0625, parameters=56789)
-    write_run(folder, "at", 1)
-    return folder
+    return write_bare_runs(tmp_path / "runs" / "tiny")
 
 
 def summarised(folder):
@@ -77,7 +35,7 @@ def test_runs_are_found(root, tmp_path, where):
     runs = report.read_runs(tmp_path / where)
     assert len(runs) == 11
     assert {(run.method, run.seed, run.summary is not None) for run in runs} == {
-        *((method, seed, True) for method in ERRORS for seed in SEEDS),
+        *((method, seed, True) for method in BARE_ERRORS for seed in SEEDS),
         ("teacher", 0, True),
         ("at", 1, False),
     }
@@ -96,7 +54,7 @@ def test_summary_of_an_experiment(root):
     assert [method.method for method in result.methods] == ["teacher", "student", "kd", "sp"]
     sp = method_of(result, "sp")
     assert sp.seeds == SEEDS
-    assert sp.errors == ERRORS["sp"]
+    assert sp.errors == BARE_ERRORS["sp"]
     assert sp.best_errors == [0.25, 0.375, 0.625]
     assert sp.differences == [-0.125, -0.25, 0.125]
     assert (sp.parameters, sp.multiply_adds) == (1234, 12340)
@@ -108,9 +66,9 @@ def test_summary_of_an_experiment(root):
 def test_differences_are_between_equal_seeds(tmp_path):
     # Seeds 1 and 10 are in both; sorted as numbers, not as the folders' names.
     for seed, error in {0: 0.5, 1: 0.25, 10: 0.75}.items():
-        write_run(tmp_path, "student", seed, error)
+        write_bare_run(tmp_path, "student", seed, error)
     for seed, error in {10: 0.5, 1: 0.5, 2: 0.125}.items():
-        write_run(tmp_path, "sp", seed, error)
+        write_bare_run(tmp_path, "sp", seed, error)
     sp = method_of(summarised(tmp_path), "sp")
     assert sp.seeds == [1, 2, 10]
     assert sp.errors == [0.5, 0.125, 0.5]
@@ -118,15 +76,15 @@ def test_differences_are_between_equal_seeds(tmp_path):
 
 
 def test_without_a_baseline_nothing_is_compared(tmp_path):
-    write_run(tmp_path, "sp", 0, 0.25)
+    write_bare_run(tmp_path, "sp", 0, 0.25)
     result = summarised(tmp_path)
     assert method_of(result, "sp").differences == []
     assert report.verdicts(result) == []
 
 
 def test_experiments_are_kept_apart(tmp_path):
-    write_run(tmp_path / "one", "student", 0, 0.5, name="one")
-    write_run(tmp_path / "two", "sp", 0, 0.25, name="two")
+    write_bare_run(tmp_path / "one", "student", 0, 0.5, name="one")
+    write_bare_run(tmp_path / "two", "sp", 0, 0.25, name="two")
     results = report.summarise(report.read_runs(tmp_path))
     assert [(result.name, result.folder) for result in results] == [
         ("one", tmp_path / "one"),
@@ -140,7 +98,7 @@ def test_folds_are_taken_together(tmp_path):
     for fold, errors in {1: (0.5, 0.25), 2: (0.25, 0.375), 10: (0.25, 0.125)}.items():
         for method, error in zip(("student", "sp"), errors, strict=True):
             name = f"textures-fold{fold}"
-            written_runs.write_run(tmp_path / name, method, 0, error, None, name=name, data=f"dtd/fold{fold}")
+            write_run(tmp_path / name, method, 0, error, None, name=name, data=f"dtd/fold{fold}")
     pooled, *single = report.summarise(report.read_runs(tmp_path))
     assert [result.name for result in single] == ["textures-fold1", "textures-fold10", "textures-fold2"]
     assert (pooled.name, pooled.folder, pooled.unit) == ("textures", tmp_path, "folds")
@@ -166,11 +124,11 @@ def test_what_is_no_other_fold_is_not_taken_together(tmp_path, case):
         name = f"textures-fold{fold}" if case != "name" else f"textures-{fold}"
         data = f"dtd/fold{fold}" if case != "data" else "cifar10"
         terms = [{"loss": "similarity_preserving", "weight": float(fold)}] if case == "settings" else []
-        folder = written_runs.write_run(tmp_path / name, "sp", 0, 0.5, None, name=name, data=data, terms=terms)
+        folder = write_run(tmp_path / name, "sp", 0, 0.5, None, name=name, data=data, terms=terms)
         if case == "unfinished" and fold == 2:
             (folder / "summary.json").unlink()
         if case == "seeds":
-            written_runs.write_run(tmp_path / name, "sp", 1, 0.5, None, name=name, data=data, terms=terms)
+            write_run(tmp_path / name, "sp", 1, 0.5, None, name=name, data=data, terms=terms)
     assert len(report.summarise(report.read_runs(tmp_path))) == 2
 
 
@@ -252,16 +210,16 @@ def test_cells(root):
 )
 def test_verdicts(tmp_path, differences, outcome, points, counts):
     for seed, difference in enumerate(differences):
-        write_run(tmp_path, "student", seed, 0.5)
-        write_run(tmp_path, "sp", seed, 0.5 + difference)
+        write_bare_run(tmp_path, "student", seed, 0.5)
+        write_bare_run(tmp_path, "sp", seed, 0.5 + difference)
     assert report.verdicts(summarised(tmp_path)) == [f"sp {outcome} the student alone: {points} ({counts})."]
 
 
 def test_markdown(tmp_path):
-    write_run(tmp_path, "student", 0, 0.5, 0.25)
-    write_run(tmp_path, "student", 1, 0.25, 0.25)
-    write_run(tmp_path, "sp", 0, 0.25)
-    write_run(tmp_path, "sp", 1)
+    write_bare_run(tmp_path, "student", 0, 0.5, 0.25)
+    write_bare_run(tmp_path, "student", 1, 0.25, 0.25)
+    write_bare_run(tmp_path, "sp", 0, 0.25)
+    write_bare_run(tmp_path, "sp", 1)
     result = summarised(tmp_path)
     assert report.markdown([result], {result.folder: {"Similarity matrices": "tiny-similarity.png"}}) == (
         f"# Results\n\n{report.EXPLANATION}\n"
@@ -287,7 +245,7 @@ def test_markdown(tmp_path):
 
 
 def test_what_was_published_and_what_it_took_stand_beside_it(tmp_path):
-    written_runs.write_runs(tmp_path)
+    write_runs(tmp_path)
     result = summarised(tmp_path)
     columns, rows = report.table(result)
     assert columns == [
@@ -300,18 +258,18 @@ def test_what_was_published_and_what_it_took_stand_beside_it(tmp_path):
     # 90 and 150 seconds
     assert (sp[0], sp[3], sp[-3:]) == ("sp", "7.52", ["3", "1,000", "2.0"])
     assert rows[0][3] == "", "nothing was published of the teacher"
-    line = f"Published test error, %: student 8.74, sp 7.52 (a paper {written_runs.HOSTILE})."
+    line = f"Published test error, %: student 8.74, sp 7.52 (a paper {HOSTILE})."
     assert report.published(result) == [line]
     assert f"- {line}" in report.markdown([result])
     (plain,) = json.loads(json.dumps(report.as_json([result])))
-    assert plain["methods"][3]["published"] == {"source": f"a paper {written_runs.HOSTILE}", "test_error": {"sp": 7.52}}
+    assert plain["methods"][3]["published"] == {"source": f"a paper {HOSTILE}", "test_error": {"sp": 7.52}}
 
 
 def test_as_json(root):
     (plain,) = json.loads(json.dumps(report.as_json(report.summarise(report.read_runs(root)))))
     assert (plain["experiment"], plain["folder"], plain["unfinished"]) == ("tiny", str(root), ["at-seed1"])
     assert [method["method"] for method in plain["methods"]] == ["teacher", "student", "kd", "sp"]
-    assert plain["methods"][-1]["errors"] == ERRORS["sp"]
+    assert plain["methods"][-1]["errors"] == BARE_ERRORS["sp"]
 
 
 # --- the written report ----------------------------------------------------------------------------------------------
@@ -345,14 +303,14 @@ def test_what_is_drawn(root, tmp_path, monkeypatch):
 
 
 def test_a_report_without_matrices(tmp_path):
-    write_run(tmp_path / "tiny", "student", 0, 0.5, similarity=False)
+    write_bare_run(tmp_path / "tiny", "student", 0, 0.5, similarity=False)
     _, written = report.write_report(report.read_runs(tmp_path), tmp_path / "report")
     assert written == [tmp_path / "report" / "RESULTS.md"]
     assert "![" not in written[0].read_text(encoding="utf-8")
 
 
 def test_nothing_is_finished(tmp_path):
-    write_run(tmp_path / "tiny", "student", 0)
+    write_bare_run(tmp_path / "tiny", "student", 0)
     (result,), written = report.write_report(report.read_runs(tmp_path), tmp_path / "report")
     assert (result.methods, result.unfinished) == ([], ["student-seed0"])
     assert "- Not finished: student-seed0." in written[0].read_text(encoding="utf-8")
@@ -361,7 +319,7 @@ def test_nothing_is_finished(tmp_path):
 def test_two_experiments_of_one_name_have_a_figure_each(tmp_path):
     # As `--out runs/one` and `--out runs/two` leave them.
     for folder, seed in (("one", 0), ("two", 5)):
-        write_run(tmp_path / "runs" / folder / "tiny", "student", seed, 0.5)
+        write_bare_run(tmp_path / "runs" / folder / "tiny", "student", seed, 0.5)
     _, written = report.write_report(report.read_runs(tmp_path / "runs"), tmp_path / "report")
     assert len(set(written)) == 5
     figures = [line for line in written[0].read_text(encoding="utf-8").splitlines() if line.startswith("![")]
