@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from spkd_keras.data import Images
+from spkd_keras.data import Images, digits
 from spkd_keras.data.builders.cinic10 import CLASSES
 
 DTD_CLASSES = ("banded", "dotted", "zigzagged")  # 0, 10 and 46 of the 47
@@ -49,6 +49,14 @@ def encoded(pixels, kind="JPEG"):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
+
+
+def digit_pictures(folder):
+    """Writes the first six test digits, two of them to a folder below, and returns the folder."""
+    (folder / "more").mkdir(parents=True)
+    for index, pixels in enumerate(digits()[1].pixels[:6]):
+        (folder / ("more" if index > 3 else "") / f"{index}.png").write_bytes(encoded(pixels[..., 0], "PNG"))
+    return folder
 
 
 def photo_folder(root, counts, classes=("cat", "dog")):

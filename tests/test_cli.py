@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from fake_runs import write_bare_run
 from typer.testing import CliRunner
 
 import spkd_keras
 from spkd_keras import cli, report, training
-from spkd_keras.experiment import Experiment
 
 TINY = """
 data: {name: digits, batch_size: 32, validation: 0.1, train_fraction: 0.1}
@@ -34,16 +34,10 @@ def experiment_file(tmp_path):
 def runs(tmp_path):
     """Three finished runs, written by hand."""
     root = tmp_path / "runs" / "tiny"
+    # As many as a WideResNet-16-1 for CIFAR-10 has.
+    counts = {"parameters": 175066, "multiply_adds": 26534912}
     for method, seed, error in [("student", 0, 0.5), ("student", 1, 0.25), ("sp", 0, 0.375)]:
-        folder = root / f"{method}-seed{seed}"
-        folder.mkdir(parents=True)
-        plain = {"name": "tiny", "data": {"name": "digits"}, "student": {"model": "wide_resnet"}}
-        experiment = Experiment.model_validate(plain | {"methods": {method: {}}, "seeds": [seed]})
-        (folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
-        # As many as a WideResNet-16-1 for CIFAR-10 has.
-        counts = {"parameters": 175066, "multiply_adds": 26534912}
-        summary = {"test_error": error, "test_error_best": error, **counts}
-        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        write_bare_run(root, method, seed, error, error, similarity=False, **counts)
     return root
 
 

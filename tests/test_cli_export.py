@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
-from finished_run import digit_network, finished_runs
+from fake_runs import digit_network, write_network_runs
 from networks import small_network
 from pictures import photo_folder
 from test_cli import call, words
@@ -31,7 +31,7 @@ def _brief_measurements():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return finished_runs(tmp_path_factory.mktemp("runs"))
+    return write_network_runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import pytest
 from architectures import randomize
-from finished_run import digit_network, finished_runs
-from pictures import encoded, gradient, photo_folder
+from fake_runs import digit_network, write_network_runs
+from pictures import digit_pictures, encoded, gradient, photo_folder
 from test_cli import call, words
 
-from spkd_keras import data, models
+from spkd_keras import data
 from spkd_keras.export import FORMATS, evaluation, export_student
 
 FILES = {"saved_model": "saved_model", "litert": "student.tflite", "onnx": "student.onnx"}
@@ -25,7 +25,7 @@ def places(tmp_path_factory):
     """The same network in every format, as a `.keras` file and as a run, by what it is."""
     folder = tmp_path_factory.mktemp("models")
     network = digit_network()
-    run = finished_runs(folder, network)
+    run = write_network_runs(folder, network)
     found = {kind: export_student(network, folder / file, kind, class_names=NAMES).path for kind, file in FILES.items()}
     return {**found, "keras": run / "student.keras", "run": run}
 
@@ -40,12 +40,7 @@ def probabilities():
 
 @pytest.fixture
 def digits(tmp_path):
-    """A folder with the first six test digits, two of them in a folder below."""
-    folder = tmp_path / "digits"
-    (folder / "more").mkdir(parents=True)
-    for index, pixels in enumerate(data.digits()[1].pixels[:6]):
-        (folder / ("more" if index > 3 else "") / f"{index}.png").write_bytes(encoded(pixels[..., 0], "PNG"))
-    return folder
+    return digit_pictures(tmp_path / "digits")
 
 
 # --- predict ---------------------------------------------------------------------------------------------------------
@@ -282,76 +277,3 @@ def test_classes_that_are_not_those_of_the_data(places, tmp_path, names, said):
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"spkd: {path} and digits have {said}")
-
-
-def test_a_damaged_summary_is_named(tmp_path, digits):
-    network = tmp_path / "student.keras"
-    digit_network().save(network)
-    summary = tmp_path / "summary.json"
-    summary.write_text("{damaged", encoding="utf-8")
-    result = call("predict", network, digits)
-    assert result.exit_code == 2
-    (line,) = result.stderr.splitlines()
-    assert line.startswith(f"spkd: {summary}, which has the class names of student.keras, cannot be read (Expecting")
-    summary.write_text("[1, 2]", encoding="utf-8")  # another program's
-    assert json.loads(call("predict", network, digits, "--json").stdout)["problems"] == []
-
-
-def test_a_network_that_is_no_classifier_of_single_images(tmp_path, digits):
-    layers = keras.layers
-    image, other, vector = keras.Input((8, 8, 1)), keras.Input((8, 8, 1)), keras.Input((64,))
-    logits = layers.Dense(10)(layers.Flatten()(image))
-    maps = layers.Conv2D(2, 3)(image)
-    both = layers.Dense(10)(layers.Flatten()(layers.Add()([image, other])))
-    for name, network, shapes in (
-        ("vector", keras.Model(vector, layers.Dense(10)(vector)), "(64,) to (10,)"),
-        ("outputs", keras.Model(image, [logits, maps]), "(8, 8, 1) to (10,) and (6, 6, 2)"),
-        ("inputs", keras.Model([image, other], both), "(8, 8, 1) and (8, 8, 1) to (10,)"),
-        ("maps", keras.Model(image, maps), "(8, 8, 1) to (6, 6, 2)"),
-    ):
-        path = tmp_path / f"{name}.keras"
-        network.save(path)
-        for arguments in (["predict", path, digits], ["evaluate", path, "digits", "--out", tmp_path / "out"]):
-            result = call(*arguments)
-            assert (result.exit_code, result.stdout) == (2, "")
-            assert result.stderr == (
-                f"spkd: {path}: a classifier of images takes one image, (height, width, channels), to one vector of "
-                f"logits. Received: '{network.name}' from {shapes}.\n"
-            )
-
-
-def test_a_network_that_gives_no_numbers(tmp_path):
-    """The square root of a negative number, for dark pictures alone."""
-    layers = keras.layers
-    image = keras.Input((8, 8, 1))
-    bright = layers.GlobalAveragePooling2D()(image)
-    path = tmp_path / "dark.keras"
-    keras.Model(image, layers.Dense(10)(keras.ops.sqrt(layers.Rescaling(1.0, -80.0)(bright)))).save(path)
-    for value, name in ((10, "dark.png"), (200, "bright.png")):
-        (tmp_path / name).write_bytes(encoded(np.full((8, 8), value, np.uint8), "PNG"))
-    result = call("predict", path, tmp_path / "*.png", "--json")
-    assert result.exit_code == 1
-    answer = json.loads(result.stdout, parse_constant=pytest.fail)
-    assert [Path(row["file"]).name for row in answer["predictions"]] == ["bright.png"]
-    (problem,) = answer["problems"]
-    assert (Path(problem["file"]).name, problem["problem"]) == (
-        "dark.png",
-        "can be read, but the network gives no numbers (NaN or infinite) for it",
-    )
-    dark = int(np.sum(data.digits()[1].pixels.mean(axis=(1, 2, 3)) < 80))
-    assert 0 < dark < 899
-    for arguments in ([], ["--json"]):
-        result = call("evaluate", path, "digits", "--out", tmp_path / "out", *arguments)
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert [line for line in result.stderr.splitlines() if line.startswith("spkd:")] == [
-            f"spkd: {path} gives no numbers (NaN or infinite) for {dark} of 899 images, so there is nothing to "
-            "evaluate. Its training diverged, or its file is of too little precision."
-        ]
-
-
-def test_another_number_of_classes(tmp_path):
-    network = models.wide_resnet(10, 0.25, image_shape=(8, 8, 1), num_classes=3)
-    network.save(tmp_path / "three.keras")
-    result = call("evaluate", tmp_path / "three.keras", "digits", "--out", tmp_path)
-    assert result.exit_code == 2
-    assert "three.keras has 3 classes. Received: digits with 10 classes." in result.stderr

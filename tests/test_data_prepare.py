@@ -101,13 +101,21 @@ def test_what_is_not_whole_is_refused_and_can_be_tried_again(here, spoil, kind, 
     assert sizes(prepare("cinic10", manual_dir=here / "manual"))["train"] == 20
 
 
-@pytest.mark.parametrize("part", [lambda content: content[:-4], lambda content: content[:-8] + bytes(8)])
-def test_the_checksum_of_the_archive_itself_is_checked(here, part):
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (lambda content: content[:-4], "Compressed file ended before"),
+        (lambda content: content[:-8] + bytes(8), "CRC check failed"),
+    ],
+    ids=["cut", "wrong"],
+)
+def test_the_checksum_of_the_archive_itself_is_checked(here, part, said):
     # The last eight bytes of a gzip file are the checksum and the length of its content (RFC 1952, 2.3.1).
     cinic10(here / "manual", OF_CLASS)
     file = here / "manual" / CINIC10_ARCHIVE
     file.write_bytes(part(file.read_bytes()))
-    refusal(ValueError, "cinic10", here / "manual")
+    refused = refusal(ValueError, "cinic10", here / "manual")
+    assert re.search(f"{BROKEN}CINIC-10.tar.gz is not whole: {said}", refused)
 
 
 def test_without_a_network(here, monkeypatch):

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from fake_runs import CLASSES, ERRORS, HOSTILE, write_run, write_runs, write_trial
 from typer.testing import CliRunner
-from written_runs import CLASSES, ERRORS, HOSTILE, write_run, write_runs, write_trial
 
 from spkd_keras import page as pages
 from spkd_keras import plots, report

@@ -8,7 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from written_runs import write_run, write_runs
+from fake_runs import write_run, write_runs
 
 from spkd_keras import page as pages
 from spkd_keras import report

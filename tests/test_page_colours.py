@@ -10,8 +10,8 @@ from itertools import combinations
 
 import pytest
 from coloraide import Color
+from fake_runs import write_run, write_runs, write_trial
 from matplotlib.colors import same_color
-from written_runs import write_run, write_runs, write_trial
 
 from spkd_keras import page as pages
 from spkd_keras import plots, report

@@ -38,7 +38,7 @@ def copied(application, model):
     return model
 
 
-def same_outputs(name, width, size, count):
+def assert_same_outputs(name, width, size, count):
     application = getattr(keras.applications, name)(
         (size, size, 3), alpha=width, weights=None, classifier_activation=None
     )
@@ -65,12 +65,12 @@ def same_outputs(name, width, size, count):
     ],
 )
 def test_keras_weights_give_keras_outputs(name, width):
-    same_outputs(name, width, 96, 4)
+    assert_same_outputs(name, width, 96, 4)
 
 
 @pytest.mark.parametrize(("name", "width"), [("MobileNet", 0.5), ("MobileNetV2", 1.4)])
 def test_keras_weights_give_keras_outputs_at_the_default_size(name, width):
-    same_outputs(name, width, 224, 2)
+    assert_same_outputs(name, width, 224, 2)
 
 
 @pytest.fixture(params=list(PAIRS))

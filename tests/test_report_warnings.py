@@ -1,7 +1,7 @@
 """What makes results less than they seem is told, and what cannot be compared is not compared."""
 
 import pytest
-from written_runs import write_run, write_runs, write_trial
+from fake_runs import write_run, write_runs, write_trial
 
 from spkd_keras import report
 from spkd_keras.experiment import Experiment, ExperimentError

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tiny_experiment import Listener, content, tiny
 
 from spkd_keras import data, models
-from spkd_keras.experiment import ExperimentError
+from spkd_keras.experiment import ExperimentError, load_experiment
 from spkd_keras.training import RunsFailedError, run_experiment
 from spkd_keras.training.folder import RunFolder
 
@@ -105,6 +105,9 @@ def test_what_a_kill_at_the_very_start_leaves_is_no_obstacle(tmp_path, left):
     for name in left:
         (folder.path / name).write_text("name: ti")
     folder.check_owner()
+    folder.create()
+    assert {file.name for file in folder.path.iterdir()} == {"backup", "experiment.yaml"}
+    assert load_experiment(folder.path / "experiment.yaml") == experiment
 
 
 def test_a_damaged_record(tmp_path):

@@ -57,7 +57,7 @@ def test_a_trained_network_of_another_name_or_size_and_its_optimizer(suffix, tmp
     assert_holds(SMALL["resnet"](weights=path, num_classes=3, skip_head=True), model, head=False)
 
 
-def refused(message, path, family="wide_resnet", **arguments):
+def assert_refused(message, path, family="wide_resnet", **arguments):
     with pytest.raises(ValueError, match=message) as caught:
         SMALL[family](weights=path, **arguments)
     text = str(caught.value)
@@ -68,7 +68,7 @@ def refused(message, path, family="wide_resnet", **arguments):
 @pytest.mark.parametrize(("family", "suffix"), [("resnet", ".keras"), ("mobilenet", ".weights.h5")])
 def test_another_number_of_classes_names_the_way_out(family, suffix, tmp_path):
     path = saved(SMALL[family](num_classes=7), tmp_path / f"network{suffix}")
-    refused(r"7.*4.*skip_head=True", path, family, num_classes=4)
+    assert_refused(r"7.*4.*skip_head=True", path, family, num_classes=4)
 
 
 @each_format
@@ -90,7 +90,7 @@ def test_a_file_of_another_network(build, arguments, suffix, skip_head, tmp_path
     else:
         model = SMALL[build]() if isinstance(build, str) else build()
     path = saved(model, tmp_path / f"other{suffix}")
-    refused(r"is not of the network wide_resnet_10_0\.25", path, skip_head=skip_head)
+    assert_refused(r"is not of the network wide_resnet_10_0\.25", path, skip_head=skip_head)
 
 
 @each_format
@@ -109,7 +109,7 @@ def test_a_truncated_file(suffix, skip_head, kept, tmp_path):
     path = saved(SMALL["wide_resnet"](), tmp_path / f"cut{suffix}")
     content = path.read_bytes()
     path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
-    refused("cannot be read", path, skip_head=skip_head)
+    assert_refused("cannot be read", path, skip_head=skip_head)
 
 
 def test_damaged_bytes(tmp_path):
@@ -118,23 +118,23 @@ def test_damaged_bytes(tmp_path):
     middle = len(content) // 2
     content[middle : middle + 100] = bytes(255 - byte for byte in content[middle : middle + 100])
     path.write_bytes(content)
-    refused("cannot be read", path)
+    assert_refused("cannot be read", path)
 
 
 @each_format
 def test_something_else_under_a_right_name(suffix, tmp_path):
     path = tmp_path / f"text{suffix}"
     path.write_text("weights of the network\n" * 50)
-    refused("cannot be read", path)
+    assert_refused("cannot be read", path)
     archive = saved(SMALL["wide_resnet"](), tmp_path / ("a.weights.h5" if suffix == ".keras" else "a.keras"))
-    refused("cannot be read", shutil.copy(archive, tmp_path / f"renamed{suffix}"))
+    assert_refused("cannot be read", shutil.copy(archive, tmp_path / f"renamed{suffix}"))
 
 
 @each_format
 def test_a_file_that_is_not_there(suffix, tmp_path):
-    refused("does not exist", tmp_path / f"missing{suffix}")
+    assert_refused("does not exist", tmp_path / f"missing{suffix}")
     (tmp_path / f"folder{suffix}").mkdir()
-    refused("`weights`", tmp_path / f"folder{suffix}")
+    assert_refused("`weights`", tmp_path / f"folder{suffix}")
 
 
 @pytest.mark.parametrize("name", ["network.h5", "network.txt", "network", "imagenet.npz"])
@@ -142,7 +142,7 @@ def test_a_file_that_is_not_there(suffix, tmp_path):
 def test_another_kind_of_file(name, exists, tmp_path):
     if exists:
         (tmp_path / name).write_bytes(b"bytes")
-    refused(r"\.keras.*\.weights\.h5", tmp_path / name)
+    assert_refused(r"\.keras.*\.weights\.h5", tmp_path / name)
 
 
 @pytest.mark.parametrize("weights", [3, True, ["a.keras"]])

@@ -42,7 +42,8 @@ def exchanged(devices):
 def main():
     warnings.simplefilter("error", UserWarning)
     devices = devices_for("multiworker")
-    from replica_facts import ODD, difference, message, plain_keras, trained  # TensorFlow has started by now
+    from replica_trainings import ODD, difference, message, trained  # TensorFlow has started by now
+    from replica_workarounds import plain_keras
 
     found = {"replicas": devices.replicas, "exchanged": exchanged(devices)}
     cases = {"arrays": {}, "dataset": {"count": ODD, "as_dataset": True}}

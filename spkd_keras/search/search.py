@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras_tuner
+import tensorflow as tf
 from keras_tuner import errors
 
 from spkd_keras import models
@@ -40,7 +41,7 @@ from spkd_keras.search.distributed import (
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import DRAWS, make_oracle
 from spkd_keras.search.results import TrialResult, is_used_up, read_trials, write_best
-from spkd_keras.search.tuner import TRIALS, DistillationTuner, finished, make_deterministic, trial_name
+from spkd_keras.search.tuner import TRIALS, DistillationTuner, finished, trial_name
 from spkd_keras.training.folder import RunFolder, StorageError, check_writable, locked, write_json
 from spkd_keras.training.interruption import Interruption
 
@@ -138,7 +139,7 @@ class Search:
         self.hypermodel.check()
         check_writable(self.folder)
         write_json(self.folder / RECORD, self._record() | {FINGERPRINT: fingerprint})
-        make_deterministic()
+        tf.config.experimental.enable_op_determinism()
         with variables(CHIEF, LOOPBACK, *free_ports(1)) if workers else contextlib.nullcontext():
             tuner = self._tuner(workers)
             self._plan(tuner.oracle)
@@ -184,7 +185,7 @@ class Search:
             raise ExperimentError(
                 f"{self.folder} has not what the chief wrote. --out must be a folder that all processes share."
             )
-        make_deterministic()
+        tf.config.experimental.enable_op_determinism()
         self._check_teacher(fingerprint)
         self.observer.planned([trial_name(str(index)) for index in range(self.trials)], [])
         with heartbeat(self.folder, tuner.tuner_id):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import keras_tuner
-import tensorflow as tf
 from keras_tuner import errors
 from keras_tuner.engine import trial as trials
 
@@ -197,8 +196,3 @@ def finished(oracle: keras_tuner.Oracle) -> list[str]:
     """Returns the names of the trials that have ended, well or not."""
     ended = (trial_id for trial_id, trial in oracle.trials.items() if trial.status in ENDED)
     return [trial_name(trial_id) for trial_id in sorted(ended, key=int)]
-
-
-def make_deterministic() -> None:
-    """Makes TensorFlow's operations deterministic for the rest of the process, as for runs."""
-    tf.config.experimental.enable_op_determinism()

@@ -1,0 +1,79 @@
+"""What is refused on two replicas: the errors, which are None where there are none."""
+
+import functools
+
+import keras
+from keras import layers
+from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images, small_network
+from replica_trainings import build, message, mirrored, network
+
+from spkd_keras import Distiller
+
+
+def compiled(**arguments):
+    return message(lambda: build(mirrored(2), **arguments))
+
+
+def optimizer_outside():
+    with mirrored(2).scope():
+        distiller = Distiller(None, network())
+    optimizer = keras.optimizers.SGD(0.1)
+    distiller.compile(optimizer, cross_entropy())
+
+
+def student_outside():
+    student = network()
+    with mirrored(2).scope():
+        Distiller(None, student).compile("sgd", cross_entropy())
+
+
+def distiller_outside():
+    with mirrored(2).scope():
+        student = network()
+    Distiller(None, student).compile("sgd", cross_entropy())
+
+
+def dropping():
+    with mirrored(2).scope():
+        Distiller(None, small_network(dropout=0.5)).compile("sgd", cross_entropy())
+
+
+def summed():
+    with mirrored(2).scope():
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+        Distiller(None, network()).compile("sgd", loss)
+
+
+def summing_layer():
+    with mirrored(2).scope():
+        image = keras.Input(IMAGE_SHAPE)
+        layer = layers.Dense(CLASSES, activity_regularizer="l2", name="logits")
+        Distiller(None, keras.Model(image, layer(layers.Flatten()(image)))).compile("sgd", cross_entropy())
+
+
+def one_batch():
+    several = build(mirrored(2), terms={})
+    x, y = images(4)
+    return [
+        message(lambda: several.train_on_batch(x, y)),
+        message(lambda: several.test_on_batch(x, y)),
+        message(lambda: several.predict_on_batch(x)),
+    ]
+
+
+BUILT = (student_outside, distiller_outside, optimizer_outside, dropping, summed, summing_layer)
+COMPILED = {
+    "jit": {"jit_compile": True},
+    "steps": {"steps_per_execution": 2},
+    "accumulation": {"optimizer": functools.partial(keras.optimizers.SGD, 0.1, gradient_accumulation_steps=2)},
+    "ema": {"optimizer": functools.partial(keras.optimizers.SGD, 0.1, use_ema=True, ema_overwrite_frequency=2)},
+    "moving_average_without": {"optimizer": functools.partial(keras.optimizers.SGD, 0.1, use_ema=True)},
+}
+
+
+def refused():
+    return {
+        "one_batch": one_batch(),
+        **{do.__name__: message(do) for do in BUILT},
+        **{name: compiled(**arguments) for name, arguments in COMPILED.items()},
+    }
