@@ -62,6 +62,21 @@ def test_a_callback_list_is_taken() -> None:
         model.fit(*images(8), verbose=0, callbacks=callbacks)
 
 
+def test_one_layer_in_a_tuple_is_one_layer() -> None:
+    kinds: list[Any] = [losses.RelationalDistance, losses.RelationalAngle, losses.PKT, losses.CorrelationCongruence]
+    kinds += [losses.InterChannelCorrelation, losses.Hint, SP, losses.AttentionTransfer, losses.NeuronSelectivity]
+    kinds += [keras.losses.MeanAbsoluteError]
+    by_name = [Term(kind(), 1.0, "stage2", "stage2", f"name{index}") for index, kind in enumerate(kinds)]
+    in_a_tuple = [Term(kind(), 1.0, ("stage2",), ["stage2"], f"tuple{index}") for index, kind in enumerate(kinds)]
+    model = distiller(small_network(8), small_network(8), [*by_name, *in_a_tuple], evaluate_terms=True)
+    logs = model.evaluate(*images(10), verbose=0, return_dict=True)
+    for index, kind in enumerate(kinds):
+        assert logs[f"name{index}"] > 0, kind
+        assert logs[f"tuple{index}"] == pytest.approx(logs[f"name{index}"], rel=1e-6), kind
+    projected = Distiller(small_network(8), small_network(), [Term(losses.Projection(1), 1, ["pooling"], ["pooling"])])
+    assert projected.adapters["projection"].weights[0].shape == (4, 8)
+
+
 def test_all_of_fits_positions() -> None:
     model = distiller(small_network(8), small_network(), [Term(SP())])
     history = model.fit(*images(10), 5, 1, 0, None, 0.2).history

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from networks import images, small_network
-from test_distiller import SP, distiller, similarity
+from test_distiller import KD, SP, distiller, similarity
 
 from spkd_keras import Distiller, Term, losses
 
@@ -56,6 +56,20 @@ def test_errors_of_training(call: Any, message: str) -> None:
     y[0] = 3
     with pytest.raises(ValueError, match=message):
         call(model, x, y)
+
+
+@pytest.mark.parametrize("layers", [("stage1", "stage2"), ["pooling", "pooling"], None])
+@pytest.mark.parametrize("loss", [losses.RelationalDistance, losses.Hint, losses.Projection, KD])
+def test_several_layers_for_a_loss_over_one_are_refused(loss: Any, layers: Any, monkeypatch: Any) -> None:
+    if layers is None:
+        monkeypatch.setattr(loss, "default_tap", "all_stages")
+    names = ", ".join(layers or ("stage1", "stage2"))
+    message = (
+        rf"The term 'mine' compares one layer .* {loss.__name__} .* Received: {names} .* {names} .*a term for each"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        Distiller(small_network(8), small_network(4), [Term(loss(), 1.0, layers, layers, "mine")])
+    assert "\n" not in str(caught.value)
 
 
 def batches(x: np.ndarray, y: np.ndarray, size: int) -> tf.data.Dataset:

@@ -108,6 +108,12 @@ class Wiring:
                 f"({', '.join(map(str, from_teacher))}) and {len(from_student)} in the student "
                 f"({', '.join(map(str, from_student))}). Name as many of each in the term."
             )
+        if len(from_student) > 1 and not term.takes_several_layers:
+            raise ValueError(
+                f"The term '{term.name}' compares one layer of each network, since {type(term.loss).__name__} does not "
+                f"take several. Received: {', '.join(map(str, from_teacher))} of the teacher and "
+                f"{', '.join(map(str, from_student))} of the student. Write a term for each pair of layers."
+            )
         if term.default_tap != "logits" or not isinstance(term.loss, losses.DistillationLoss):
             return
         for role, model, places in (
@@ -202,14 +208,11 @@ class Wiring:
         return results["output"], results["taps"]
 
     def pairs(self, teacher_values: list[Any], student_values: list[Any]) -> Iterator[tuple[str, Any, Any]]:
-        """Yields each term's name and what its loss gets: two tensors, or two lists for a loss over several layers."""
-        for (name, term), from_teacher, from_student in zip(
-            self.terms.items(), self.teacher_taps, self.student_taps, strict=True
-        ):
+        """Yields each term's name and its two sides: two tensors for one layer, two lists of them for several."""
+        for name, from_teacher, from_student in zip(self.terms, self.teacher_taps, self.student_taps, strict=True):
             teacher = [teacher_values[self._teacher_places.index(tap)] for tap in from_teacher]
             student = [student_values[self._student_places.index(tap)] for tap in from_student]
-            several = isinstance(term.teacher or term.student, tuple) or term.default_tap == "all_stages"
-            yield (name, teacher, student) if several else (name, teacher[0], student[0])
+            yield (name, teacher, student) if len(teacher) > 1 else (name, teacher[0], student[0])
 
 
 def tapped_teacher(teacher: keras.Model, dtype: str | None, places: list[taps.Tap]) -> Any:

@@ -91,6 +91,7 @@ class AttentionTransfer(DistillationLoss):
     """
 
     default_tap: Tap = "all_stages"
+    takes_several_layers = True
 
     def __init__(self, power: float = 2.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -133,6 +134,7 @@ class NeuronSelectivity(DistillationLoss):
     """
 
     default_tap: Tap = "all_stages"
+    takes_several_layers = True
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per example, shape `(batch,)`: the sum over the stages."""
