@@ -110,3 +110,4 @@ def test_one_replica_of_a_strategy_trains_as_without() -> None:
     with strategy.scope():
         model = distiller(small_network(8), small_network(), [Term(SP())])
     assert np.isfinite(model.fit(*images(8), verbose=0).history["loss"]).all()
+    assert np.isfinite(model.train_on_batch(*images(8), return_dict=True)["loss"])

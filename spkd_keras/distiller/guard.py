@@ -62,6 +62,12 @@ class StepGuard:
             return None
         return batch, [name for name, bad in zip(self.parts, self._bad_parts.read_value().numpy(), strict=True) if bad]
 
+    def check(self, epoch: int) -> None:
+        """Raises a `NotFiniteError` if a step of the epoch was not finite. Waits for the steps so far."""
+        failure = self.failure()
+        if failure:
+            raise NotFiniteError(epoch, *failure)
+
     def run(
         self,
         losses: Mapping[str, Any],
@@ -140,9 +146,7 @@ class TrainingGuard(keras.callbacks.Callback):
 
     def look(self) -> None:
         """Raises an error if a step of this epoch was not finite. Waits for the steps so far."""
-        failure = self.model.step_guard.failure()
-        if failure:
-            raise NotFiniteError(self.epoch, *failure)
+        self.model.step_guard.check(self.epoch)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins to count the batches."""

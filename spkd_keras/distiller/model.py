@@ -233,6 +233,18 @@ class Distiller(StudentKeeper):
         with clear_label_errors(taps.num_classes(self.student)), strategies.clear_sharing_errors(strategy):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains on one batch as `keras.Model.train_on_batch` does, where there is one replica.
+
+        Raises:
+            ValueError: if there are several replicas.
+            NotFiniteError: if the loss or the gradient is not finite. That step is not applied; later ones are.
+        """
+        self.step_guard.begin_epoch()
+        results = super().train_on_batch(*args, **kwargs)
+        self.step_guard.check(epoch=0)
+        return results
+
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluates the student as `keras.Model.evaluate` does, and the terms if `evaluate_terms` is set.
 
@@ -243,7 +255,11 @@ class Distiller(StudentKeeper):
             return super().evaluate(self.shared_out(x), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One optimizer step: one pass of each network, the teacher outside of the gradient tape."""
+        """One optimizer step: one pass of each network, the teacher outside of the gradient tape.
+
+        A loop of your own asks `step_guard.failure()` whether a step was not finite. None is applied from that one on,
+        until `step_guard.begin_epoch()`.
+        """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is None and self.student_loss_weight:
             raise ValueError(
