@@ -1,6 +1,9 @@
 """What a Distiller refuses, when constructed and when trained."""
 
+import contextlib
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -11,6 +14,7 @@ from networks import images, small_network
 from test_distiller import KD, SP, distiller, similarity
 
 from spkd_keras import Distiller, Term, losses
+from spkd_keras.distiller import strategies
 
 
 @pytest.mark.parametrize(
@@ -97,6 +101,21 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_saved(terms: list[Te
     ):
         model.fit(x, y, verbose=0, callbacks=[save])
     assert saved.read_bytes() == good
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_masked_labels_are_refused_with_several_replicas(replicas: int) -> None:
+    """Keras divides by the labels that count, of which each replica has a number of its own."""
+    devices = SimpleNamespace(worker_devices=[f"CPU:{index}" for index in range(replicas)])
+    strategy: Any = SimpleNamespace(num_replicas_in_sync=replicas, extended=devices)
+    optimizer = keras.optimizers.SGD()
+    optimizer._distribution_strategy = strategy
+    masked = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    check = partial(strategies.check_compiled, strategy, optimizer, jit_compile=False, steps_per_execution=1)
+    check([("`loss`", keras.losses.SparseCategoricalCrossentropy()), ("`loss`", "mse")])
+    message = r"With several replicas, `loss` must count every label.*Received: ignore_class=-1\. Leave"
+    with contextlib.nullcontext() if replicas == 1 else pytest.raises(ValueError, match=message):
+        check([("`loss`", masked)])
 
 
 def test_similarity_of_the_tests_is_the_losses() -> None:
