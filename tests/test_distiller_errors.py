@@ -118,6 +118,17 @@ def test_masked_labels_are_refused_with_several_replicas(replicas: int) -> None:
         check([("`loss`", masked)])
 
 
+def test_nothing_to_train_before_the_taps_is_told() -> None:
+    student = small_network()
+    for layer in student.layers:
+        layer.trainable = layer.name == "logits"
+    model = distiller(small_network(8), student, [Term(SP())], student_loss_weight=0)
+    with pytest.raises(
+        ValueError, match=r"student_loss_weight=0 .* weight before a layer .* none, for similarity_preser"
+    ):
+        model.fit(*images(8), verbose=0)
+
+
 def test_similarity_of_the_tests_is_the_losses() -> None:
     one, other = np.random.default_rng(0).normal(size=(2, 5, 7))
     assert float(losses.SimilarityPreserving(dtype="float64")(one, other)) == pytest.approx(similarity(one, other))

@@ -292,6 +292,11 @@ class Distiller(StudentKeeper):
         if not self.student_loss_weight:
             # The layers behind the last tap have no gradient then, and none is meant.
             pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+        if not pairs:
+            raise ValueError(
+                "With student_loss_weight=0 there must be a trainable weight before a layer that the terms compare. "
+                f"Received: none, for {', '.join(self.term_weights)}. Unfreeze layers there, or name later ones."
+            )
         gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
 
         def apply(gradients: Sequence[Any]) -> None:
