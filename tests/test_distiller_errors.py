@@ -129,6 +129,32 @@ def test_nothing_to_train_before_the_taps_is_told() -> None:
         model.fit(*images(8), verbose=0)
 
 
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (
+            Term(losses.VariationalInformation(), 1.0, "pooling", "pooling"),
+            r"'variational_information' .* \(None, 4\): .*needs",
+        ),
+        (Term(losses.Hint(), 1.0, "rows", "rows", "mine"), r"'mine' .* \(None, 16, 4\): .*features.*None, 16, 4"),
+        (
+            Term(losses.Hint(), 1.0, "stage2", "stage2", adapter=keras.layers.Conv2D(8, 9)),
+            r"'hint' .* \(None, 4, 4, 4\): ",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_told_with_its_term(term: Term, message: str) -> None:
+    def with_rows(channels: int) -> keras.Model:
+        network = small_network(channels)
+        rows = keras.layers.Reshape((16, channels), name="rows")(network.get_layer("stage2").output)
+        return keras.Model(network.input, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling1D()(rows)))
+
+    build = with_rows if term.teacher == "rows" else small_network
+    with pytest.raises(ValueError, match=r"^The term " + message) as caught:
+        Distiller(build(8), build(4), [term])
+    assert "\n" not in str(caught.value)
+
+
 def test_similarity_of_the_tests_is_the_losses() -> None:
     one, other = np.random.default_rng(0).normal(size=(2, 5, 7))
     assert float(losses.SimilarityPreserving(dtype="float64")(one, other)) == pytest.approx(similarity(one, other))
