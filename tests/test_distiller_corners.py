@@ -127,6 +127,23 @@ def test_an_adapter_given_to_two_distillers_is_trained_in_each_alone() -> None:
     np.testing.assert_array_equal(other.adapters["needs_adapter"].kernel.numpy(), before)
 
 
+def test_a_built_adapter_gives_its_weights_to_the_copy_and_stays_as_it_is() -> None:
+    adapter = keras.Sequential([keras.Input((4, 4, 4)), layers.Conv2D(8, 1), layers.BatchNormalization()])
+    given = [np.full(weight.shape, 2.0 + index) for index, weight in enumerate(adapter.weights)]
+    adapter.set_weights(given)
+    model = distiller(small_network(8), small_network(), [Term(NeedsAdapter(), adapter=adapter)])
+    for value, weight in zip(given, model.adapters["needs_adapter"].weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value)
+    model.fit(*images(8), verbose=0)
+    assert not np.array_equal(model.adapters["needs_adapter"].weights[0].numpy(), given[0])
+    for value, weight in zip(given, adapter.weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value)
+    wide = layers.Conv2D(8, 1)
+    wide.build((None, 4, 4, 5))
+    with pytest.raises(ValueError, match=r"The term 'needs_adapter' .* \(None, 4, 4, 4\): .*shape"):
+        Distiller(small_network(8), small_network(), [Term(NeedsAdapter(), adapter=wide)])
+
+
 def test_a_term_may_not_have_the_name_of_a_metric() -> None:
     metrics = [keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")]
     model = distiller(small_network(8), small_network(), [Term(SP(), name="top2")], {"metrics": metrics})

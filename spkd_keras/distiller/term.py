@@ -28,7 +28,8 @@ class Term:
         name: under which the term's value is logged; default is the loss' class name in snake case, made unique in
             its Distiller by a suffix `_2`.
         adapter: a serialisable layer of which the Distiller puts a copy on the student's tap, trained with the student
-            and not exported. None is what the loss' `default_adapter` gives, which is nothing for most.
+            and not exported. The copy of a built layer starts from its weights. None is what the loss'
+            `default_adapter` gives, which is nothing for most.
 
     Raises:
         ValueError: if an argument has the wrong type or is out of range.

@@ -228,9 +228,11 @@ class Wiring:
 
 
 def _built_copy(adapter: keras.layers.Layer, student_shape: Any) -> keras.layers.Layer:
-    """Returns a copy, so that no other Distiller trains it."""
+    """Returns a copy, so that no other Distiller trains it, with the weights that there are."""
     copy = type(adapter).from_config(adapter.get_config())
     copy.build(student_shape)
+    if adapter.built and adapter.weights:
+        copy.set_weights(adapter.get_weights())
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
     return models.synchronized(copy) if several and isinstance(copy, keras.Model) else copy
 
