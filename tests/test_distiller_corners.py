@@ -56,10 +56,13 @@ def test_a_student_with_several_outputs_distils_at_a_tap(structure: str) -> None
 def test_a_callback_list_is_taken() -> None:
     model = distiller(small_network(8), small_network(), [Term(SP())])
     callbacks = keras.callbacks.CallbackList([], add_history=True, model=model)
+    before = list(callbacks.callbacks)
     assert model.fit(*images(8), verbose=0, callbacks=callbacks).history["loss"]
+    assert callbacks.callbacks == before
     model.student.get_layer("conv1").kernel.assign(np.nan * model.student.get_layer("conv1").kernel)
     with pytest.raises(FloatingPointError):
         model.fit(*images(8), verbose=0, callbacks=callbacks)
+    assert callbacks.callbacks == before
 
 
 def test_one_layer_in_a_tuple_is_one_layer() -> None:

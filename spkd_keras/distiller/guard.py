@@ -184,6 +184,23 @@ class TrainingGuard(keras.callbacks.Callback):
 
 
 @contextmanager
+def guarded(callbacks: Any, guard: TrainingGuard, model: keras.Model) -> Iterator[Any]:
+    """Puts a guard before the callbacks of a `fit`, so that none of them saves what it refuses.
+
+    A `CallbackList` is the user's own and has it for that time alone.
+    """
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        yield [guard, *keras.tree.flatten(callbacks or [])]
+        return
+    guard.set_model(model)
+    callbacks.callbacks.insert(0, guard)
+    try:
+        yield callbacks
+    finally:
+        callbacks.callbacks.remove(guard)
+
+
+@contextmanager
 def clear_label_errors(num_classes: int | None) -> Iterator[None]:
     """Turns TensorFlow's error on labels outside the classes, raised inside the graph, into one clear line.
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from spkd_keras.distiller import replicas, strategies, taps
-from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, clear_label_errors
+from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, clear_label_errors, guarded
 from spkd_keras.distiller.keeper import StudentKeeper
 from spkd_keras.distiller.logs import trackers
 from spkd_keras.distiller.replicas import Share
@@ -221,16 +221,14 @@ class Distiller(StudentKeeper):
                 f"{', '.join(relational)}. Received: batch_size=1."
             )
         guard = TrainingGuard(relational, list(self.term_weights))
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            guard.set_model(self)
-            callbacks.callbacks.insert(0, guard)
-        else:
-            # First, so that no other callback saves what the guard refuses.
-            callbacks = [guard, *keras.tree.flatten(callbacks or [])]
         strategy = self.distribute_strategy
         by_position = dict(zip(strategies.FIT_OPTIONS[: len(args)], args, strict=True))
         x, kwargs = self.for_fit(x, batch_size, kwargs | by_position)
-        with clear_label_errors(taps.num_classes(self.student)), strategies.clear_sharing_errors(strategy):
+        with (
+            clear_label_errors(taps.num_classes(self.student)),
+            strategies.clear_sharing_errors(strategy),
+            guarded(callbacks, guard, self) as callbacks,
+        ):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
