@@ -286,6 +286,7 @@ def test_a_plain_keras_loss_compares_the_logits() -> None:
 def test_a_loss_over_several_layers_gets_them_paired() -> None:
     class SumOfMeans(losses.DistillationLoss):
         default_tap = "all_stages"
+        takes_several_layers = True
 
         def call(self, y_true: Any, y_pred: Any) -> Any:
             pairs = zip(y_true, y_pred, strict=True)

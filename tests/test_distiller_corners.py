@@ -56,10 +56,28 @@ def test_a_student_with_several_outputs_distils_at_a_tap(structure: str) -> None
 def test_a_callback_list_is_taken() -> None:
     model = distiller(small_network(8), small_network(), [Term(SP())])
     callbacks = keras.callbacks.CallbackList([], add_history=True, model=model)
+    before = list(callbacks.callbacks)
     assert model.fit(*images(8), verbose=0, callbacks=callbacks).history["loss"]
+    assert callbacks.callbacks == before
     model.student.get_layer("conv1").kernel.assign(np.nan * model.student.get_layer("conv1").kernel)
     with pytest.raises(FloatingPointError):
         model.fit(*images(8), verbose=0, callbacks=callbacks)
+    assert callbacks.callbacks == before
+
+
+def test_one_layer_in_a_tuple_is_one_layer() -> None:
+    kinds: list[Any] = [losses.RelationalDistance, losses.RelationalAngle, losses.PKT, losses.CorrelationCongruence]
+    kinds += [losses.InterChannelCorrelation, losses.Hint, SP, losses.AttentionTransfer, losses.NeuronSelectivity]
+    kinds += [keras.losses.MeanAbsoluteError]
+    by_name = [Term(kind(), 1.0, "stage2", "stage2", f"name{index}") for index, kind in enumerate(kinds)]
+    in_a_tuple = [Term(kind(), 1.0, ("stage2",), ["stage2"], f"tuple{index}") for index, kind in enumerate(kinds)]
+    model = distiller(small_network(8), small_network(8), [*by_name, *in_a_tuple], evaluate_terms=True)
+    logs = model.evaluate(*images(10), verbose=0, return_dict=True)
+    for index, kind in enumerate(kinds):
+        assert logs[f"name{index}"] > 0, kind
+        assert logs[f"tuple{index}"] == pytest.approx(logs[f"name{index}"], rel=1e-6), kind
+    projected = Distiller(small_network(8), small_network(), [Term(losses.Projection(1), 1, ["pooling"], ["pooling"])])
+    assert projected.adapters["projection"].weights[0].shape == (4, 8)
 
 
 def test_all_of_fits_positions() -> None:
@@ -110,6 +128,23 @@ def test_an_adapter_given_to_two_distillers_is_trained_in_each_alone() -> None:
     before = other.adapters["needs_adapter"].kernel.numpy()
     one.fit(*images(8), verbose=0)
     np.testing.assert_array_equal(other.adapters["needs_adapter"].kernel.numpy(), before)
+
+
+def test_a_built_adapter_gives_its_weights_to_the_copy_and_stays_as_it_is() -> None:
+    adapter = keras.Sequential([keras.Input((4, 4, 4)), layers.Conv2D(8, 1), layers.BatchNormalization()])
+    given = [np.full(weight.shape, 2.0 + index) for index, weight in enumerate(adapter.weights)]
+    adapter.set_weights(given)
+    model = distiller(small_network(8), small_network(), [Term(NeedsAdapter(), adapter=adapter)])
+    for value, weight in zip(given, model.adapters["needs_adapter"].weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value)
+    model.fit(*images(8), verbose=0)
+    assert not np.array_equal(model.adapters["needs_adapter"].weights[0].numpy(), given[0])
+    for value, weight in zip(given, adapter.weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value)
+    wide = layers.Conv2D(8, 1)
+    wide.build((None, 4, 4, 5))
+    with pytest.raises(ValueError, match=r"The term 'needs_adapter' .* \(None, 4, 4, 4\): .*shape"):
+        Distiller(small_network(8), small_network(), [Term(NeedsAdapter(), adapter=wide)])
 
 
 def test_a_term_may_not_have_the_name_of_a_metric() -> None:

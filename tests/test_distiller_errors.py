@@ -1,6 +1,9 @@
 """What a Distiller refuses, when constructed and when trained."""
 
+import contextlib
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -8,9 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from networks import images, small_network
-from test_distiller import SP, distiller, similarity
+from test_distiller import KD, SP, distiller, similarity
 
 from spkd_keras import Distiller, Term, losses
+from spkd_keras.distiller import strategies
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,20 @@ def test_errors_of_training(call: Any, message: str) -> None:
         call(model, x, y)
 
 
+@pytest.mark.parametrize("layers", [("stage1", "stage2"), ["pooling", "pooling"], None])
+@pytest.mark.parametrize("loss", [losses.RelationalDistance, losses.Hint, losses.Projection, KD])
+def test_several_layers_for_a_loss_over_one_are_refused(loss: Any, layers: Any, monkeypatch: Any) -> None:
+    if layers is None:
+        monkeypatch.setattr(loss, "default_tap", "all_stages")
+    names = ", ".join(layers or ("stage1", "stage2"))
+    message = (
+        rf"The term 'mine' compares one layer .* {loss.__name__} .* Received: {names} .* {names} .*a term for each"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        Distiller(small_network(8), small_network(4), [Term(loss(), 1.0, layers, layers, "mine")])
+    assert "\n" not in str(caught.value)
+
+
 def batches(x: np.ndarray, y: np.ndarray, size: int) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
 
@@ -85,6 +103,58 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_saved(terms: list[Te
     assert saved.read_bytes() == good
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_masked_labels_are_refused_with_several_replicas(replicas: int) -> None:
+    """Keras divides by the labels that count, of which each replica has a number of its own."""
+    devices = SimpleNamespace(worker_devices=[f"CPU:{index}" for index in range(replicas)])
+    strategy: Any = SimpleNamespace(num_replicas_in_sync=replicas, extended=devices)
+    optimizer = keras.optimizers.SGD()
+    optimizer._distribution_strategy = strategy
+    masked = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    check = partial(strategies.check_compiled, strategy, optimizer, jit_compile=False, steps_per_execution=1)
+    check([("`loss`", keras.losses.SparseCategoricalCrossentropy()), ("`loss`", "mse")])
+    message = r"With several replicas, `loss` must count every label.*Received: ignore_class=-1\. Leave"
+    with contextlib.nullcontext() if replicas == 1 else pytest.raises(ValueError, match=message):
+        check([("`loss`", masked)])
+
+
+def test_nothing_to_train_before_the_taps_is_told() -> None:
+    student = small_network()
+    for layer in student.layers:
+        layer.trainable = layer.name == "logits"
+    model = distiller(small_network(8), student, [Term(SP())], student_loss_weight=0)
+    with pytest.raises(
+        ValueError, match=r"student_loss_weight=0 .* weight before a layer .* none, for similarity_preser"
+    ):
+        model.fit(*images(8), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (
+            Term(losses.VariationalInformation(), 1.0, "pooling", "pooling"),
+            r"'variational_information' .* \(None, 4\): .*needs",
+        ),
+        (Term(losses.Hint(), 1.0, "rows", "rows", "mine"), r"'mine' .* \(None, 16, 4\): .*features.*None, 16, 4"),
+        (
+            Term(losses.Hint(), 1.0, "stage2", "stage2", adapter=keras.layers.Conv2D(8, 9)),
+            r"'hint' .* \(None, 4, 4, 4\): ",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_told_with_its_term(term: Term, message: str) -> None:
+    def with_rows(channels: int) -> keras.Model:
+        network = small_network(channels)
+        rows = keras.layers.Reshape((16, channels), name="rows")(network.get_layer("stage2").output)
+        return keras.Model(network.input, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling1D()(rows)))
+
+    build = with_rows if term.teacher == "rows" else small_network
+    with pytest.raises(ValueError, match=r"^The term " + message) as caught:
+        Distiller(build(8), build(4), [term])
+    assert "\n" not in str(caught.value)
+
+
 def test_similarity_of_the_tests_is_the_losses() -> None:
     one, other = np.random.default_rng(0).normal(size=(2, 5, 7))
     assert float(losses.SimilarityPreserving(dtype="float64")(one, other)) == pytest.approx(similarity(one, other))
@@ -96,3 +166,4 @@ def test_one_replica_of_a_strategy_trains_as_without() -> None:
     with strategy.scope():
         model = distiller(small_network(8), small_network(), [Term(SP())])
     assert np.isfinite(model.fit(*images(8), verbose=0).history["loss"]).all()
+    assert np.isfinite(model.train_on_batch(*images(8), return_dict=True)["loss"])

@@ -42,6 +42,16 @@ def test_a_convolution_to_the_channels_of_the_teacher(loss_class):
     assert loss.default_adapter(TEACHER, (None, 4, 4, 6)) is None
 
 
+def test_a_dense_layer_to_the_width_of_the_teacher():
+    loss, student = Hint(), activations(3)
+    adapter = adapter_of(loss, (None, 6), (None, 3))
+    (kernel,) = (weight.numpy() for weight in adapter.trainable_weights if len(weight.shape) == 2)
+    # In inference, BatchNormalization at its start divides by sqrt(1 + epsilon) alone.
+    assert_allclose(adapter(student, training=False), student @ kernel / np.sqrt(1 + 1e-5), rtol=1e-4, atol=1e-6)
+    distiller = Distiller(small_network(6), small_network(4), [Term(loss, 1.0, "pooling", "pooling")])
+    assert distiller.adapters["hint"].output_shape == (None, 6)
+
+
 def test_hints_of_two_sizes_are_refused_with_what_to_do():
     terms = [Term(Hint(), teacher="stage1", student="stage2")]
     with pytest.raises(ValueError, match=r"(?i)name other layers.*adapter") as caught:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from numpy.testing import assert_allclose
 
 from spkd_keras.losses import LOSSES
@@ -42,6 +43,22 @@ def test_decoupled_distillation(temperature, label):
         arguments = {"alpha": alpha, "beta": beta, "temperature": temperature}
         result = value("decoupled_distillation", (teacher, np.array([label])), student, **arguments)
         assert_allclose(result, temperature**2 * (alpha * target + beta * rest), rtol=1e-9)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_decoupled_distillation_of_an_image_whose_label_is_no_class(label):
+    # The first image is that of the test above; the second has no target, counts 0, and passes no gradient.
+    teacher = logits([[0.5, 0.25, 0.25], [0.6, 0.3, 0.1]])
+    student = tf.constant(logits([[0.25, 0.5, 0.25], [0.1, 0.3, 0.6]]))
+    loss = LOSSES["decoupled_distillation"](temperature=1.0, dtype="float64")
+    with tf.GradientTape() as tape:
+        tape.watch(student)
+        values = loss.call((teacher, np.array([0, label])), student)
+    first = 0.5 * LOG(2) + 0.5 * LOG(2 / 3) + 8 * (0.5 * LOG(3 / 4) + 0.5 * LOG(3 / 2))
+    assert_allclose(values, [first, 0], rtol=1e-9)
+    slopes = tape.gradient(values, student).numpy()
+    assert np.abs(slopes[0]).max() > 0.1
+    assert_allclose(slopes[1], np.zeros(3), atol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

@@ -112,6 +112,25 @@ def test_a_later_fit_starts_afresh():
     assert any(np.any(one != two) for one, two in zip(before, weights(student), strict=True))
 
 
+def test_a_batch_trained_alone_is_told_of_and_does_not_stop_those_after_it():
+    student = small_network()
+    distiller = Distiller(marking_teacher(), student, [Term(Spoiled(), name="spoiled")])
+    distiller.compile("sgd", cross_entropy())
+    x, y = images(SIZE)
+    before = weights(student)
+    with pytest.raises(NotFiniteError, match="spoiled, loss"):
+        distiller.train_on_batch(np.full_like(x, 255), y)
+    for one, two in zip(before, weights(student), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert np.isfinite(distiller.train_on_batch(x, y, return_dict=True)["loss"])
+    assert not np.array_equal(before[0], weights(student)[0])
+    with pytest.raises(NotFiniteError):
+        distiller.fit(batches(bad=[0]), verbose=0, shuffle=False)
+    before = weights(student)
+    distiller.train_on_batch(x, y)
+    assert not np.array_equal(before[0], weights(student)[0])
+
+
 def test_the_skips_of_a_loss_scale_are_not_taken_for_it():
     keras.config.set_dtype_policy("mixed_float16")
     student = small_network()

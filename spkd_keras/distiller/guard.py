@@ -62,6 +62,12 @@ class StepGuard:
             return None
         return batch, [name for name, bad in zip(self.parts, self._bad_parts.read_value().numpy(), strict=True) if bad]
 
+    def check(self, epoch: int) -> None:
+        """Raises a `NotFiniteError` if a step of the epoch was not finite. Waits for the steps so far."""
+        failure = self.failure()
+        if failure:
+            raise NotFiniteError(epoch, *failure)
+
     def run(
         self,
         losses: Mapping[str, Any],
@@ -140,9 +146,7 @@ class TrainingGuard(keras.callbacks.Callback):
 
     def look(self) -> None:
         """Raises an error if a step of this epoch was not finite. Waits for the steps so far."""
-        failure = self.model.step_guard.failure()
-        if failure:
-            raise NotFiniteError(self.epoch, *failure)
+        self.model.step_guard.check(self.epoch)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins to count the batches."""
@@ -177,6 +181,23 @@ class TrainingGuard(keras.callbacks.Callback):
         bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(f"The loss is not finite in epoch {epoch + 1}: {', '.join(bad)}. {ADVICE}")
+
+
+@contextmanager
+def guarded(callbacks: Any, guard: TrainingGuard, model: keras.Model) -> Iterator[Any]:
+    """Puts a guard before the callbacks of a `fit`, so that none of them saves what it refuses.
+
+    A `CallbackList` is the user's own and has it for that time alone.
+    """
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        yield [guard, *keras.tree.flatten(callbacks or [])]
+        return
+    guard.set_model(model)
+    callbacks.callbacks.insert(0, guard)
+    try:
+        yield callbacks
+    finally:
+        callbacks.callbacks.remove(guard)
 
 
 @contextmanager

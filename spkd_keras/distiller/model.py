@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from spkd_keras.distiller import replicas, strategies, taps
-from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, clear_label_errors
+from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, clear_label_errors, guarded
 from spkd_keras.distiller.keeper import StudentKeeper
 from spkd_keras.distiller.logs import trackers
 from spkd_keras.distiller.replicas import Share
@@ -221,17 +221,27 @@ class Distiller(StudentKeeper):
                 f"{', '.join(relational)}. Received: batch_size=1."
             )
         guard = TrainingGuard(relational, list(self.term_weights))
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            guard.set_model(self)
-            callbacks.callbacks.insert(0, guard)
-        else:
-            # First, so that no other callback saves what the guard refuses.
-            callbacks = [guard, *keras.tree.flatten(callbacks or [])]
         strategy = self.distribute_strategy
         by_position = dict(zip(strategies.FIT_OPTIONS[: len(args)], args, strict=True))
         x, kwargs = self.for_fit(x, batch_size, kwargs | by_position)
-        with clear_label_errors(taps.num_classes(self.student)), strategies.clear_sharing_errors(strategy):
+        with (
+            clear_label_errors(taps.num_classes(self.student)),
+            strategies.clear_sharing_errors(strategy),
+            guarded(callbacks, guard, self) as callbacks,
+        ):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains on one batch as `keras.Model.train_on_batch` does, where there is one replica.
+
+        Raises:
+            ValueError: if there are several replicas.
+            NotFiniteError: if the loss or the gradient is not finite. That step is not applied; later ones are.
+        """
+        self.step_guard.begin_epoch()
+        results = super().train_on_batch(*args, **kwargs)
+        self.step_guard.check(epoch=0)
+        return results
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluates the student as `keras.Model.evaluate` does, and the terms if `evaluate_terms` is set.
@@ -243,7 +253,11 @@ class Distiller(StudentKeeper):
             return super().evaluate(self.shared_out(x), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One optimizer step: one pass of each network, the teacher outside of the gradient tape."""
+        """One optimizer step: one pass of each network, the teacher outside of the gradient tape.
+
+        A loop of your own asks `step_guard.failure()` whether a step was not finite. None is applied from that one on,
+        until `step_guard.begin_epoch()`.
+        """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is None and self.student_loss_weight:
             raise ValueError(
@@ -276,6 +290,11 @@ class Distiller(StudentKeeper):
         if not self.student_loss_weight:
             # The layers behind the last tap have no gradient then, and none is meant.
             pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+        if not pairs:
+            raise ValueError(
+                "With student_loss_weight=0 there must be a trainable weight before a layer that the terms compare. "
+                f"Received: none, for {', '.join(self.term_weights)}. Unfreeze layers there, or name later ones."
+            )
         gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
 
         def apply(gradients: Sequence[Any]) -> None:

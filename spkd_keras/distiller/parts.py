@@ -77,9 +77,10 @@ def _on_one_device(distiller: Distiller) -> Distiller:
 
 
 def tap_values(distiller: Distiller, x: Any) -> dict[str, tuple[Any, Any]]:
-    """Returns what each term compares on some images, both networks in inference mode: teacher's and student's side.
+    """Returns the outputs of each term's layers on some images, in inference mode: teacher's and student's side.
 
-    A side is a tensor, or a list of them for a term over several layers.
+    A side is a tensor, or a list of them for a term over several layers. An adapter, through which a term sees the
+    student's, is not run.
     """
     if not distiller.terms:
         return {}

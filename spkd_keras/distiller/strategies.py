@@ -201,12 +201,21 @@ def check_compiled(
     if strategy.num_replicas_in_sync == 1:
         return
     for name, loss in losses:
-        reduction = getattr(loss, "reduction", MEANS[0])
-        if reduction not in MEANS:
-            raise ValueError(
-                f"With several replicas, `reduction` of {name} must be one of {', '.join(MEANS)}. "
-                f"Received: {reduction}."
-            )
+        _check_mean_of_images(name, loss)
+
+
+def _check_mean_of_images(name: str, loss: Any) -> None:
+    reduction, ignored = getattr(loss, "reduction", MEANS[0]), getattr(loss, "ignore_class", None)
+    if reduction not in MEANS:
+        raise ValueError(
+            f"With several replicas, `reduction` of {name} must be one of {', '.join(MEANS)}. Received: {reduction}."
+        )
+    if ignored is not None:
+        # Keras has divided by the number of the others, which is each replica's own.
+        raise ValueError(
+            f"With several replicas, {name} must count every label. Received: ignore_class={ignored}. Leave images "
+            "with that label out, or train on one device."
+        )
 
 
 def check_scope(distiller: keras.Model, student: keras.Model) -> None:

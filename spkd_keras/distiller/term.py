@@ -22,12 +22,14 @@ class Term:
         weight: at least 0, default 1.
         teacher: name of the teacher's layer whose output is compared, `backbone/block_12_add` for a layer in a nested
             model, or a tuple of names for a loss over several layers. None is the loss' `default_tap`;
-            for a loss that has none (a plain Keras loss) that is the logits.
+            for a loss that has none (a plain Keras loss) that is the logits. One layer is a tensor for the loss, in a
+            tuple or not; several are a list of tensors.
         student: the same for the student; as many names as `teacher`, paired by position.
         name: under which the term's value is logged; default is the loss' class name in snake case, made unique in
             its Distiller by a suffix `_2`.
         adapter: a serialisable layer of which the Distiller puts a copy on the student's tap, trained with the student
-            and not exported. None is what the loss' `default_adapter` gives, which is nothing for most.
+            and not exported. The copy of a built layer starts from its weights. None is what the loss'
+            `default_adapter` gives, which is nothing for most.
 
     Raises:
         ValueError: if an argument has the wrong type or is out of range.
@@ -92,6 +94,11 @@ class Term:
     def takes_sketches(self) -> bool:
         """Whether a random projection of the teacher's activations will do."""
         return getattr(self.loss, "takes_sketches", False)
+
+    @property
+    def takes_several_layers(self) -> bool:
+        """Whether the loss may get lists of tensors; one that does not say so may."""
+        return getattr(self.loss, "takes_several_layers", True)
 
     def get_config(self) -> dict[str, Any]:
         """Returns a configuration that `from_config` takes, with the loss and the adapter serialised."""

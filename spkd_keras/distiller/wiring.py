@@ -14,6 +14,8 @@ from spkd_keras.distiller import taps
 from spkd_keras.distiller.stand_in import Absent, Cached, StandIn
 from spkd_keras.distiller.term import Term
 
+REFUSALS = (ValueError, TypeError, tf.errors.OpError)  # of shapes, by losses and layers
+
 
 class Wiring:
     """The tapped networks and which tap goes to which term. Holds no state that is saved.
@@ -113,6 +115,12 @@ class Wiring:
                 f"({', '.join(map(str, from_teacher))}) and {len(from_student)} in the student "
                 f"({', '.join(map(str, from_student))}). Name as many of each in the term."
             )
+        if len(from_student) > 1 and not term.takes_several_layers:
+            raise ValueError(
+                f"The term '{term.name}' compares one layer of each network, since {type(term.loss).__name__} does not "
+                f"take several. Received: {', '.join(map(str, from_teacher))} of the teacher and "
+                f"{', '.join(map(str, from_student))} of the student. Write a term for each pair of layers."
+            )
         check_logits(term, "teacher", teacher, from_teacher)
         check_logits(term, "student", self.student, from_student)
         if _compares_logits(term) and from_teacher == from_student == (taps.LOGITS,):
@@ -129,22 +137,32 @@ class Wiring:
         Returns:
             The adapters by their terms' names. Those of a loaded Distiller are in its terms; without a
             teacher none are made.
+
+        Raises:
+            ValueError: if the shapes of a tap do not fit.
         """
         adapters = {}
         for index, (name, term) in enumerate(self.terms.items()):
             student_shape = taps.shape(self._tapped_student, self._student_places, self.student_taps[index])
-            adapter = term.adapter
-            if adapter is None and self.teacher is not None and isinstance(term.loss, losses.DistillationLoss):
-                teacher_shape = taps.shape(self._tapped_teacher, self._teacher_places, self.teacher_taps[index])
-                adapter = term.loss.default_adapter(teacher_shape, student_shape)
-            if adapter is not None:
-                # A copy, so that no other Distiller trains it.
-                adapters[name] = type(adapter).from_config(adapter.get_config())
-                adapters[name].build(student_shape)
-                if tf.distribute.get_strategy().num_replicas_in_sync > 1 and isinstance(adapters[name], keras.Model):
-                    adapters[name] = models.synchronized(adapters[name])
+            try:
+                adapter = term.adapter
+                if adapter is None:
+                    adapter = self._default_adapter(index, term.loss, student_shape)
+                if adapter is not None:
+                    adapters[name] = _built_copy(adapter, student_shape)
+            except REFUSALS as error:
+                raise ValueError(
+                    f"The term '{name}' cannot put an adapter on the student's tap of shape {student_shape}: "
+                    f"{_one_line(error)} Name other layers, or give an `adapter` that fits."
+                ) from error
         self.terms = {name: dataclasses.replace(term, adapter=adapters.get(name)) for name, term in self.terms.items()}
         return adapters
+
+    def _default_adapter(self, index: int, loss: keras.losses.Loss, student_shape: Any) -> keras.layers.Layer | None:
+        if self.teacher is None or not isinstance(loss, losses.DistillationLoss):
+            return None
+        teacher_shape = taps.shape(self._tapped_teacher, self._teacher_places, self.teacher_taps[index])
+        return loss.default_adapter(teacher_shape, student_shape)
 
     def try_losses(self, adapters: dict[str, keras.layers.Layer]) -> None:
         """Calls every loss once, on zeros, so that shapes that do not fit are seen at once and not in the first step.
@@ -161,11 +179,11 @@ class Wiring:
             target = (teacher, keras.ops.zeros((2,), "int32")) if self.terms[name].needs_labels else teacher
             try:
                 self.terms[name].loss(target, adapters[name](student) if name in adapters else student)
-            except (ValueError, TypeError, tf.errors.OpError) as error:
+            except REFUSALS as error:
                 shapes = [keras.tree.map_structure(lambda x: tuple(x.shape[1:]), side) for side in (teacher, student)]
                 raise ValueError(
                     f"The term '{name}' cannot compare the teacher's tap of shape {shapes[0]} with the student's of "
-                    f"shape {shapes[1]}: {' '.join(str(error).split())[:200]} Name other layers, or give an `adapter`."
+                    f"shape {shapes[1]}: {_one_line(error)} Name other layers, or give an `adapter`."
                 ) from error
 
     def run_teacher(self, x: Any) -> list[Any]:
@@ -197,14 +215,25 @@ class Wiring:
         return results["output"], results["taps"]
 
     def pairs(self, teacher_values: list[Any], student_values: list[Any]) -> Iterator[tuple[str, Any, Any]]:
-        """Yields each term's name and what its loss gets: two tensors, or two lists for a loss over several layers."""
-        for (name, term), from_teacher, from_student in zip(
-            self.terms.items(), self.teacher_taps, self.student_taps, strict=True
-        ):
+        """Yields each term's name and its two sides: two tensors for one layer, two lists of them for several."""
+        for name, from_teacher, from_student in zip(self.terms, self.teacher_taps, self.student_taps, strict=True):
             teacher = [teacher_values[self._teacher_places.index(tap)] for tap in from_teacher]
             student = [student_values[self._student_places.index(tap)] for tap in from_student]
-            several = isinstance(term.teacher or term.student, tuple) or term.default_tap == "all_stages"
-            yield (name, teacher, student) if several else (name, teacher[0], student[0])
+            yield (name, teacher, student) if len(teacher) > 1 else (name, teacher[0], student[0])
+
+
+def _built_copy(adapter: keras.layers.Layer, student_shape: Any) -> keras.layers.Layer:
+    """Returns a copy, so that no other Distiller trains it, with the weights that there are."""
+    copy = type(adapter).from_config(adapter.get_config())
+    copy.build(student_shape)
+    if adapter.built and adapter.weights:
+        copy.set_weights(adapter.get_weights())
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    return models.synchronized(copy) if several and isinstance(copy, keras.Model) else copy
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def tapped_teacher(teacher: keras.Model, dtype: str | None, places: list[taps.Tap]) -> Any:

@@ -20,8 +20,8 @@ class DistillationLoss(keras.losses.Loss):
     """Base class: a `keras.losses.Loss` that says where it wants to look and computes in float32 or more.
 
     A subclass implements `call(y_true, y_pred)` with `y_true` the teacher's tensor and `y_pred` the
-    student's (tuples of tensors for a loss over several layers), and returns one value per example,
-    shape `(batch,)`; reduction and serialisation are Keras'.
+    student's (two lists of tensors where a term is over several layers), and returns one value per
+    example, shape `(batch,)`; reduction and serialisation are Keras'.
 
     Class attributes:
         default_tap: which layers are compared when a `Term` names none: `"last_stage"`,
@@ -32,6 +32,8 @@ class DistillationLoss(keras.losses.Loss):
             shares of classes of shape `(batch, classes)`.
         takes_sketches: whether the teacher's activations count by their inner products between images alone, so that a
             random projection of them will do.
+        takes_several_layers: whether `call` takes lists of tensors too, paired by position. A term over one layer gives
+            it two tensors all the same.
 
     Args:
         reduction: as in `keras.losses.Loss`; default `"sum_over_batch_size"`, the mean over the batch.
@@ -46,6 +48,7 @@ class DistillationLoss(keras.losses.Loss):
     batch_relational: bool = False
     needs_labels: bool = False
     takes_sketches: bool = False
+    takes_several_layers: bool = False
 
     def __init__(
         self, reduction: str | None = "sum_over_batch_size", name: str | None = None, dtype: Any = None

@@ -18,18 +18,31 @@ from spkd_keras.losses.base import (
 
 
 def channel_adapter(teacher_shape: Any, student_shape: Any) -> keras.layers.Layer | None:
-    """Returns a 1x1 convolution to the teacher's number of channels; None where they agree.
+    """Returns a 1x1 convolution to the teacher's number of channels and BatchNormalization; None where they agree.
 
-    BatchNormalization follows it: at the published weights and rates a bare convolution diverges.
+    At the published weights and rates a bare convolution diverges. Features without positions get a dense layer in its
+    place.
 
     Args:
-        teacher_shape: (batch, height, width, channels).
+        teacher_shape: (batch, height, width, channels) or (batch, channels).
         student_shape: the same of the student.
+
+    Raises:
+        ValueError: if the student's shape is another kind.
     """
     if teacher_shape is None or student_shape is None or teacher_shape[-1] == student_shape[-1]:
         return None
-    convolution = keras.layers.Conv2D(teacher_shape[-1], 1, use_bias=False)
-    return keras.Sequential([convolution, keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)])
+    channels = teacher_shape[-1]
+    if len(student_shape) == 4:
+        linear = keras.layers.Conv2D(channels, 1, use_bias=False)
+    elif len(student_shape) == 2:
+        linear = keras.layers.Dense(channels, use_bias=False)
+    else:
+        raise ValueError(
+            "The student's features must be of shape (batch, height, width, channels) or (batch, channels) to be "
+            f"adapted. Received: {tuple(student_shape)}."
+        )
+    return keras.Sequential([linear, keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)])
 
 
 def at_same_positions(teacher: Any, student: Any) -> tuple[Any, Any]:
@@ -91,6 +104,7 @@ class AttentionTransfer(DistillationLoss):
     """
 
     default_tap: Tap = "all_stages"
+    takes_several_layers = True
 
     def __init__(self, power: float = 2.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -133,6 +147,7 @@ class NeuronSelectivity(DistillationLoss):
     """
 
     default_tap: Tap = "all_stages"
+    takes_several_layers = True
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per example, shape `(batch,)`: the sum over the stages."""
@@ -155,8 +170,8 @@ class InterChannelCorrelation(DistillationLoss):
 
         L = 1/c ||G_T - G_S||_F^2,  G: rows of F F^T scaled to length one, F of shape (c, h w)
 
-    The sizes of the two maps may differ; where the numbers of channels do, a trained 1x1 convolution is put on the
-    student. The published weight is 2.5.
+    The sizes of the two maps may differ; where the numbers of channels do, a trained 1x1 convolution with
+    BatchNormalization is put on the student. The published weight is 2.5.
 
     Args: those of `DistillationLoss`.
 
@@ -167,7 +182,7 @@ class InterChannelCorrelation(DistillationLoss):
     default_tap: Tap = "last_stage"
 
     def default_adapter(self, teacher_shape: Shape | Any, student_shape: Shape | Any) -> keras.layers.Layer | None:
-        """Returns a 1x1 convolution to the teacher's number of channels, where they differ."""
+        """Returns a 1x1 convolution to the teacher's number of channels and BatchNormalization, where they differ."""
         return channel_adapter(teacher_shape, student_shape)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:

@@ -31,22 +31,23 @@ def _check_same_shape(teacher: Any, student: Any) -> None:
 
 @keras.saving.register_keras_serializable("spkd_keras")
 class Hint(DistillationLoss):
-    """FitNets: the student's activations are the teacher's, behind a 1x1 convolution where channels differ.
+    """FitNets: the student's activations are the teacher's, behind an adapter where channels differ.
 
         L = mean over positions and channels (a_T - adapter(a_S))^2
 
-    The two maps must be of one size; name layers of one size, or an adapter that resizes. The published weight is 100
-    in the code that peers compare with.
+    The adapter is a 1x1 convolution, or a dense layer for features without positions, and BatchNormalization. The two
+    maps must be of one size; name layers of one size, or an adapter that resizes. The published weight is 100 in the
+    code that peers compare with.
 
     Args: those of `DistillationLoss`.
 
-    Reference: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3, as mean and with a 1x1 regressor.
+    Reference: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3, as mean and with this regressor.
     """
 
     default_tap: Tap = "last_stage"
 
     def default_adapter(self, teacher_shape: Shape | Any, student_shape: Shape | Any) -> layers.Layer | None:
-        """Returns a 1x1 convolution to the teacher's number of channels, where they differ."""
+        """Returns a 1x1 convolution to the teacher's number of channels and BatchNormalization, where they differ."""
         return channel_adapter(teacher_shape, student_shape)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:

@@ -122,7 +122,8 @@ def decoupled_distillation(
     Args:
         teacher_logits: shape `(b, classes)`.
         student_logits: shape `(b, classes)`.
-        labels: integers of shape `(b,)`, or shares of classes of shape `(b, classes)`, whose largest counts.
+        labels: integers of shape `(b,)`, or shares of classes of shape `(b, classes)`, whose largest counts. An integer
+            that is no class, such as -1 for an unknown one, leaves nothing to split: that image's value is 0.
         alpha: weight of the first part, default 1.
         beta: weight of the second part, default 8.
         temperature: above 0, default 4.
@@ -140,9 +141,9 @@ def decoupled_distillation(
     check_same_size(teacher_logits, student_logits, -1, "classes")
     classes = student_logits.shape[-1]
     labels = ops.convert_to_tensor(labels)
-    shares = len(labels.shape) == 2 and labels.shape[-1] != 1
+    are_shares = len(labels.shape) == 2 and labels.shape[-1] != 1
     check_same_size(student_logits, labels, 0, "images, as logits and labels,")
-    if shares:
+    if are_shares:
         check_same_size(student_logits, labels, -1, "classes, as logits and labels,")
     if len(labels.shape) == 2 and labels.shape[-1] == classes:
         labels = ops.argmax(labels, axis=-1)
@@ -160,9 +161,10 @@ def decoupled_distillation(
 
     teacher, student = parts(teacher_logits), parts(student_logits)
     target_class = sum(ops.exp(teacher[part]) * (teacher[part] - student[part]) for part in (0, 1))
-    shares = ops.where(is_target, ops.zeros_like(teacher[2]), ops.exp(teacher[2]))
-    others = ops.sum(shares * (teacher[2] - student[2]), axis=-1)
-    return temperature**2 * (alpha * target_class + beta * others)
+    within_rest = ops.where(is_target, ops.zeros_like(teacher[2]), ops.exp(teacher[2]))
+    others = ops.sum(within_rest * (teacher[2] - student[2]), axis=-1)
+    values = temperature**2 * (alpha * target_class + beta * others)
+    return ops.where(ops.any(is_target, axis=-1), values, ops.zeros_like(values))
 
 
 @keras.saving.register_keras_serializable("spkd_keras")

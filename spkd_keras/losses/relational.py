@@ -77,6 +77,7 @@ class SimilarityPreserving(DistillationLoss):
     default_tap: Tap = "last_stage"
     batch_relational = True
     takes_sketches = True
+    takes_several_layers = True
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per example, shape `(batch,)`: of one pair of layers, or the sum over a list of pairs."""
