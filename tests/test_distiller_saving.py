@@ -108,6 +108,33 @@ def test_another_teacher_is_refused_and_the_same_one_from_a_file_is_taken(tmp_pa
         loaded.train_on_batch(*images(8))
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_teacher_gets_its_weights_after_the_distiller_was_made(dtype: str | None, tmp_path: Path) -> None:
+    """It teaches with them, even a copy of it, and is the one that is handed back."""
+    x, y = images(8)
+    teacher, late = small_network(8, name="teacher"), small_network(8, name="teacher")
+    trained = [weight + 0.1 for weight in teacher.get_weights()]
+    values = {}
+    for when in ("before", "after", "between"):
+        network = teacher if when == "before" else late
+        if when == "before":
+            network.set_weights(trained)
+        keras.utils.set_random_seed(5)
+        model = Distiller(network, small_network(), [Term(SP(), 30.0)], teacher_dtype=dtype)
+        model.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        if when == "between":
+            model.fit(x, y, batch_size=8, verbose=0)  # its step is compiled with the copy of before
+            network.set_weights([weight - 0.1 for weight in trained])
+            model.fit(x, y, batch_size=8, verbose=0)
+        network.set_weights(trained)
+        values[when] = model.fit(x, y, batch_size=8, verbose=0).history["similarity_preserving"]
+        assert model.teacher_fingerprint == models.fingerprint(network)
+    assert values["before"] == values["after"] == values["between"]
+    model.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    loaded.teacher = late
+
+
 def test_fingerprints() -> None:
     model = small_network(8)
     digest = models.fingerprint(model)

@@ -132,7 +132,7 @@ class Distiller(StudentKeeper):
 
     @property
     def teacher_fingerprint(self) -> str | None:
-        """Digest of the teacher that this student is distilled from."""
+        """Digest of the teacher that this student is distilled from, with its weights as of the latest `fit`."""
         return self._wiring.fingerprint
 
     # --- training --------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class Distiller(StudentKeeper):
         *args: Any,
         **kwargs: Any,
     ) -> keras.callbacks.History:
-        """Trains as `keras.Model.fit` does.
+        """Trains as `keras.Model.fit` does, from the teacher with the weights that it has now.
 
         Raises:
             ValueError: if there is no teacher, the data are empty, labels are outside the classes, or batches of one
@@ -222,6 +222,9 @@ class Distiller(StudentKeeper):
             )
         guard = TrainingGuard(relational, list(self.term_weights))
         strategy = self.distribute_strategy
+        with strategy.scope():
+            if self._wiring.follow_teacher():
+                self.train_function = self.test_function = None
         by_position = dict(zip(strategies.FIT_OPTIONS[: len(args)], args, strict=True))
         x, kwargs = self.for_fit(x, batch_size, kwargs | by_position)
         with (

@@ -92,6 +92,16 @@ class Wiring:
         self.teacher, self.teacher_taps, self._teacher_places = teacher, teacher_taps, places
         self._tapped_teacher, self.fingerprint = tapped, fingerprint
 
+    def follow_teacher(self) -> bool:
+        """Takes the teacher with the weights that it has now. Returns whether they are others than before."""
+        if self.teacher is None or isinstance(self.teacher, StandIn):
+            return False
+        if models.fingerprint(self.teacher) == self.fingerprint:
+            return False
+        self.fingerprint = None
+        self.connect(self.teacher)  # a copy in another dtype has the weights of before
+        return True
+
     def _checked_fingerprint(self, teacher: keras.Model) -> str:
         _check_built(teacher, "teacher")
         shared = {id(weight) for weight in teacher.weights} & {id(weight) for weight in self.student.trainable_weights}
