@@ -155,6 +155,28 @@ def test_fingerprints() -> None:
     assert models.fingerprint(one) != models.fingerprint(other)
 
 
+def test_a_fingerprint_is_of_constants_between_the_layers_too(tmp_path: Path) -> None:
+    def scaled(by: Any) -> keras.Model:
+        image = keras.Input(IMAGE_SHAPE)
+        return keras.Model(image, small_network()(by(image)))
+
+    changes = (
+        lambda x: x / 127.5,
+        lambda x: x / 255.0,
+        lambda x: x / np.float32([1, 2, 4]),
+        lambda x: keras.ops.clip(x, 0.0, 1.0),
+        lambda x: keras.ops.clip(x, 0.0, 2.0),
+    )
+    networks = [scaled(by) for by in changes]
+    for network in networks:
+        network.set_weights(networks[0].get_weights())
+    digests = [models.fingerprint(network) for network in networks]
+    assert len(set(digests)) == len(changes)
+    for network, digest in zip(networks, digests, strict=True):
+        network.save(tmp_path / "network.keras")
+        assert models.fingerprint(keras.saving.load_model(tmp_path / "network.keras")) == digest
+
+
 class KilledError(Exception):
     """Stands for the end of the process."""
 

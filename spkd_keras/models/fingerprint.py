@@ -40,7 +40,7 @@ SETTINGS = (
 
 
 def fingerprint(model: keras.Model) -> str:
-    """Digest of a network: its weights, and the kind and the `SETTINGS` of its layers.
+    """Digest of a network: its weights, the kind and the `SETTINGS` of its layers, and the constants in between.
 
     A network keeps its fingerprint when it is frozen, renamed, saved and loaded.
 
@@ -56,12 +56,23 @@ def fingerprint(model: keras.Model) -> str:
         digest.update(np.ascontiguousarray(weight).tobytes())
     for operation in _inner_operations(model):
         config = operation.get_config()
-        chosen = {name: config[name] for name in SETTINGS if name in config}
+        names = SETTINGS if isinstance(operation, keras.layers.Layer) else set(config) - {"name", "dtype"}
+        chosen = {name: config[name] for name in names if name in config}
         settings = json.dumps(
             [type(operation).__name__, chosen], sort_keys=True, default=lambda value: str(type(value))
         )
         digest.update(settings.encode())
+        for constant in _constants(operation):
+            digest.update(f"{constant.shape} {constant.tolist()}".encode())
     return digest.hexdigest()[:32]
+
+
+def _constants(operation: Any) -> list[np.ndarray]:
+    """Returns the numbers that an operation of `keras.ops` is called with, such as the 127.5 of `x / 127.5`."""
+    if isinstance(operation, keras.layers.Layer):
+        return []
+    given = keras.tree.flatten([node.arguments.args for node in operation._inbound_nodes])
+    return [np.asarray(value) for value in given if not isinstance(value, keras.KerasTensor)]
 
 
 def _inner_operations(model: keras.Model) -> Iterator[Any]:
