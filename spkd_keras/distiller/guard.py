@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from spkd_keras.distiller.replicas import conditionally
+from spkd_keras.distiller.logs import LoggedTrainer
+from spkd_keras.distiller.replicas import Share, conditionally
 
 ADVICE = (
     "Lower the learning rate or the weight of a term, and look for labels outside the classes and pixels that are "
@@ -124,6 +125,58 @@ class ForwardState:
         """Puts it back; from `values` where those kept belong to another part of a graph."""
         for variable, value in zip(self._changing, self.values if values is None else values, strict=True):
             variable.assign(value)
+
+
+class GuardedTrainer(LoggedTrainer):
+    """A model whose steps are applied by a guard, or not.
+
+    Attributes:
+        step_guard: the guard.
+        student_loss_weight: weight of the compiled loss.
+        term_weights: the weights of the other losses, by name.
+    """
+
+    step_guard: StepGuard
+    student_loss_weight: float
+    term_weights: dict[str, Any]
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains on one batch as `keras.Model.train_on_batch` does, where there is one replica.
+
+        Raises:
+            ValueError: if there are several replicas.
+            NotFiniteError: if the loss or the gradient is not finite. That step is not applied; later ones are.
+        """
+        self.step_guard.begin_epoch()
+        results = super().train_on_batch(*args, **kwargs)
+        self.step_guard.check(epoch=0)
+        return results
+
+    def _apply_gradients(
+        self, tape: tf.GradientTape, loss: Any, losses: dict[str, Any], before: ForwardState, share: Share | None
+    ) -> None:
+        variables = self.trainable_variables
+        pairs = list(zip(tape.gradient(loss, variables), variables, strict=True))
+        if not self.student_loss_weight:
+            # The layers behind the last tap have no gradient then, and none is meant.
+            pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+        if not pairs:
+            raise ValueError(
+                "With student_loss_weight=0 there must be a trainable weight before a layer that the terms compare. "
+                f"Received: none, for {', '.join(self.term_weights)}. Unfreeze layers there, or name later ones."
+            )
+        gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
+
+        def apply(gradients: Sequence[Any]) -> None:
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+        scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        scale = self.optimizer.dynamic_scale if scales else None
+        if share:
+            inner = self.optimizer.inner_optimizer if scales else self.optimizer
+            scaled_by = tf.convert_to_tensor(scale) if scales else inner.loss_scale_factor or 1.0
+            gradients = share.clipped(share.agreed(gradients), inner, scaled_by)
+        self.step_guard.run(losses, gradients, apply, before, scale)
 
 
 class TrainingGuard(keras.callbacks.Callback):

@@ -5,11 +5,11 @@ from typing import Any
 import keras
 
 from spkd_keras import models
-from spkd_keras.distiller.logs import LoggedTrainer
+from spkd_keras.distiller.guard import GuardedTrainer
 from spkd_keras.distiller.term import Term
 
 
-class StudentKeeper(LoggedTrainer):
+class StudentKeeper(GuardedTrainer):
     """A model whose attribute `teacher`, a property of the subclass, is neither trained nor saved with it.
 
     Keras 3.12 to 3.15 track every layer that is assigned to an attribute before a property's setter runs, save

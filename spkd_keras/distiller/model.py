@@ -234,18 +234,6 @@ class Distiller(StudentKeeper):
         ):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains on one batch as `keras.Model.train_on_batch` does, where there is one replica.
-
-        Raises:
-            ValueError: if there are several replicas.
-            NotFiniteError: if the loss or the gradient is not finite. That step is not applied; later ones are.
-        """
-        self.step_guard.begin_epoch()
-        results = super().train_on_batch(*args, **kwargs)
-        self.step_guard.check(epoch=0)
-        return results
-
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluates the student as `keras.Model.evaluate` does, and the terms if `evaluate_terms` is set.
 
@@ -284,32 +272,6 @@ class Distiller(StudentKeeper):
         else:
             warnings.warn("The student has no trainable weights, so `fit` changes nothing.", stacklevel=2)
         return self._logs(x, y, y_pred, sample_weight, losses, share)
-
-    def _apply_gradients(
-        self, tape: tf.GradientTape, loss: Any, losses: dict[str, Any], before: ForwardState, share: Share | None
-    ) -> None:
-        variables = self.trainable_variables
-        pairs = list(zip(tape.gradient(loss, variables), variables, strict=True))
-        if not self.student_loss_weight:
-            # The layers behind the last tap have no gradient then, and none is meant.
-            pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
-        if not pairs:
-            raise ValueError(
-                "With student_loss_weight=0 there must be a trainable weight before a layer that the terms compare. "
-                f"Received: none, for {', '.join(self.term_weights)}. Unfreeze layers there, or name later ones."
-            )
-        gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
-
-        def apply(gradients: Sequence[Any]) -> None:
-            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-
-        scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        scale = self.optimizer.dynamic_scale if scales else None
-        if share:
-            inner = self.optimizer.inner_optimizer if scales else self.optimizer
-            scaled_by = tf.convert_to_tensor(scale) if scales else inner.loss_scale_factor or 1.0
-            gradients = share.clipped(share.agreed(gradients), inner, scaled_by)
-        self.step_guard.run(losses, gradients, apply, before, scale)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates the student; runs the teacher only if `evaluate_terms` is set and there is one."""
