@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -150,6 +150,7 @@ def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Ob
     Raises:
         ExperimentError: if there is nothing to compute, or what is there was computed for something else.
     """
+    _check_cacheable(experiment)
     observer, interruption = observer or Observer(), Interruption()
     root, training = Path(out) / experiment.name, experiment.teacher_training()
     teacher_run = None if training is None else RunFolder(root, training)
@@ -165,10 +166,17 @@ def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Ob
         if teacher_run and not teacher_run.finished:
             train(teacher_run, splits, observer, interruption)
         teacher = load_teacher(experiment, teacher_run, splits)
-        found = teacher and cached_teacher.computed(experiment, root, splits, teacher, observer)
-        if found is None:
-            raise ExperimentError("There is nothing to cache: it takes `teacher.cache` and a method with terms.")
-        return found
+        return cast("TeacherCache", cached_teacher.computed(experiment, root, splits, teacher, observer))
+
+
+def _check_cacheable(experiment: Experiment) -> None:
+    """Checks that there is something to compute, so that no teacher is trained for nothing."""
+    asked = experiment.teacher is not None and experiment.teacher.cache is not None
+    if not asked or not any(method.terms for method in experiment.methods.values()):
+        raise ExperimentError(
+            "There is nothing to cache: it takes `teacher.cache` and a method with terms. Received: "
+            f"{'the methods ' + ', '.join(experiment.methods) if asked else 'no `teacher.cache`'}."
+        )
 
 
 def prepared_teacher(
