@@ -104,6 +104,7 @@ def check_experiment(
     splits = splits or build.load_data(experiment.data)
     training = experiment.teacher_training()
     trained = teacher is not None or training is None
+    check.findings += _late_drops(experiment, None if trained else training)
     if teacher is None and experiment.teacher is not None:
         keras.utils.set_random_seed(0)
         teacher = build.build_network(experiment.teacher, splits.train, "teacher")
@@ -178,6 +179,24 @@ def _check_one(
     if trained:
         check.parts[name] = rows
     return distiller
+
+
+def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Finding]:
+    """Looks for drops of the learning rate that no epoch reaches: with fewer epochs, they were forgotten."""
+    schedules = {"schedule": experiment.schedule}
+    if training is not None and training.schedule != experiment.schedule:
+        schedules["teacher.schedule"] = training.schedule
+    return [
+        Finding(
+            "warning",
+            place,
+            f"drops at {', '.join(map(str, late))} never happen in {schedule.epochs} "
+            f"epoch{'s' * (schedule.epochs > 1)}.",
+            f"Give fractions of the epochs, such as --set '{place}.drops={{0.3: 0.2, 0.6: 0.2, 0.8: 0.2}}'.",
+        )
+        for place, schedule in schedules.items()
+        if (late := schedule.drops_too_late)
+    ]
 
 
 def _images(batches: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
