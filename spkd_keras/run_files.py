@@ -82,13 +82,18 @@ def read_trials(folder: str | Path) -> list[Run]:
 
 
 def _read_summary(file: Path) -> dict[str, Any] | None:
-    if not file.exists():
-        return None
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         for key, kind in READ_KEYS.items():
             if not isinstance(summary[key], kind) or not math.isfinite(summary[key] or 0):
                 raise TypeError(f"{key} is {summary[key]!r}")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ExperimentError(
+            f"{file} cannot be read ({error.strerror}). Make it a file that can be read, or delete it, and `spkd run` "
+            "does that run again."
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ExperimentError(
             f"{file} is damaged ({error!r}). Delete it, and `spkd run` does that run again."

@@ -135,6 +135,15 @@ def test_a_damaged_summary(root, content):
     assert str(caught.value).endswith("Delete it, and `spkd run` does that run again.")
 
 
+def test_a_summary_that_cannot_be_read(root):
+    file = root / "sp-seed1" / "summary.json"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ExperimentError) as caught:
+        report.read_runs(root)
+    assert str(caught.value).startswith(f"{file} cannot be read (Is a directory). Make it a file that can be read, or ")
+
+
 def test_an_experiment_that_is_no_run(root, tmp_path):
     # What the user wrote, above the runs.
     text = "{name: tiny, data: {name: digits}, student: {model: wide_resnet}, methods: {student: [], b: []}}"
