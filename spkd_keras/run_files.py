@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_runs(folder: str | Path) -> list[Run]:
     """Finds the runs in a folder: a run's own, an experiment's, or one with several experiments.
 
     Raises:
-        ExperimentError: if there are none, or a file in them is damaged.
+        ExperimentError: if there are none, a folder cannot be read, or a file in them is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -47,7 +48,7 @@ def read_runs(folder: str | Path) -> list[Run]:
             f"The folder does not exist: {folder}. Give the folder that `spkd run` wrote, runs/<name>."
         )
     runs = []
-    for file in sorted(folder.rglob("experiment.yaml")):
+    for file in _files(folder, "experiment.yaml"):
         experiment = load_experiment(file)
         method, seed = next(iter(experiment.methods)), experiment.seeds[0]
         searched = CONFIRMATION in file.relative_to(folder).parts  # the search tells of it itself
@@ -63,10 +64,12 @@ def read_trials(folder: str | Path) -> list[Run]:
     """Finds the trials of searches in a folder, those that trained to their end; their summaries have no test error.
 
     Raises:
-        ExperimentError: if a file in them is damaged.
+        ExperimentError: if a folder cannot be read, or a file in them is damaged.
     """
     trials = []
-    for file in sorted(Path(folder).rglob("trial_*/outcome.json")):
+    for file in _files(Path(folder), "outcome.json"):
+        if not file.parent.name.startswith("trial_"):
+            continue
         experiment = load_experiment(file.with_name("experiment.yaml"))
         method, seed = next(iter(experiment.methods)), experiment.seeds[0]
         try:
@@ -81,14 +84,33 @@ def read_trials(folder: str | Path) -> list[Run]:
     return trials
 
 
+def _files(folder: Path, name: str) -> list[Path]:
+    """Finds the files of a name in and under a folder. `Path.rglob` leaves out what it cannot look into."""
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):  # by another process, since its name was read
+            return
+        raise ExperimentError(
+            f"{error.filename} cannot be read ({error.strerror}), and there may be runs in it. Make it readable, or "
+            "give a folder without it."
+        ) from error
+
+    return sorted(Path(root, name) for root, _, files in os.walk(folder, onerror=refuse) if name in files)
+
+
 def _read_summary(file: Path) -> dict[str, Any] | None:
-    if not file.exists():
-        return None
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         for key, kind in READ_KEYS.items():
             if not isinstance(summary[key], kind) or not math.isfinite(summary[key] or 0):
                 raise TypeError(f"{key} is {summary[key]!r}")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ExperimentError(
+            f"{file} cannot be read ({error.strerror}). Make it a file that can be read, or delete it, and `spkd run` "
+            "does that run again."
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ExperimentError(
             f"{file} is damaged ({error!r}). Delete it, and `spkd run` does that run again."

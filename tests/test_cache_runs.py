@@ -59,6 +59,17 @@ def test_a_cache_of_something_else_is_refused_in_one_line(teacher, tmp_path):
         cached_teacher.opened(experiment, root, splits, "0" * 32)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "methods", "received"),
+    [(["teacher.cache={}"], ["student"], "the methods student."), ([], ["sp"], "no `teacher.cache`.")],
+)
+def test_nothing_to_cache_is_said_before_the_teacher_is_trained(tmp_path, monkeypatch, overrides, methods, received):
+    monkeypatch.setattr(build, "load_data", lambda spec: pytest.fail("it is loaded, and then the teacher is trained"))
+    with pytest.raises(ExperimentError, match=f"^There is nothing to cache: .* Received: {received}$"):
+        cache_teacher(tiny(tmp_path, *overrides).select(methods), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_a_run_from_the_cache_goes_on_after_a_kill(teacher, tmp_path, monkeypatch):
     """Bit for bit, in the second epoch's views; the teacher is not among what is trained with."""

@@ -1,5 +1,9 @@
 """Finding runs in folders, and summing up experiments."""
 
+import errno
+import os
+import shutil
+
 import pytest
 from fake_runs import BARE_ERRORS, SEEDS, write_bare_run, write_bare_runs, write_run
 
@@ -133,6 +137,46 @@ def test_a_damaged_summary(root, content):
         report.read_runs(root)
     assert str(caught.value).startswith(f"{file} is damaged (")
     assert str(caught.value).endswith("Delete it, and `spkd run` does that run again.")
+
+
+def test_a_summary_that_cannot_be_read(root):
+    file = root / "sp-seed1" / "summary.json"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ExperimentError) as caught:
+        report.read_runs(root)
+    assert str(caught.value).startswith(f"{file} cannot be read (Is a directory). Make it a file that can be read, or ")
+
+
+@pytest.mark.parametrize("read", [report.read_runs, report.read_trials])
+def test_a_folder_that_cannot_be_looked_into(root, monkeypatch, read):
+    scandir, closed = os.scandir, str(root / "sp-seed1")
+
+    def refusing(path):  # as the system does, unless the user may do everything
+        if str(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ExperimentError) as caught:
+        read(root)
+    assert str(caught.value) == (
+        f"{closed} cannot be read (Permission denied), and there may be runs in it. Make it readable, or give a folder "
+        "without it."
+    )
+
+
+def test_a_folder_that_goes_meanwhile_is_no_obstacle(root, monkeypatch):
+    scandir = os.scandir
+
+    def late(path):
+        if str(path) == str(root / "sp-seed1"):
+            shutil.rmtree(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert len(report.read_runs(root)) == 10
+    assert report.read_trials(root / "nowhere") == []
 
 
 def test_an_experiment_that_is_no_run(root, tmp_path):

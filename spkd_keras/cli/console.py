@@ -23,6 +23,7 @@ CLEAR = (
     "SearchFailedError",
     "NotConvertible",
     "NotFiniteError",
+    "FloatingPointError",
 )
 
 answers = Console()

@@ -159,10 +159,17 @@ def resize_of(images: data.AnyImages) -> str:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it is a {type(content).__name__}")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ExperimentError(
+            f"{file} cannot be read ({error.strerror}). Make it a file that can be read, or delete it, and `spkd run` "
+            "does that run again."
+        ) from error
+    except (ValueError, TypeError) as error:
         raise ExperimentError(f"{file} is damaged ({error}). Delete it, and `spkd run` does that run again.") from error
     return content

@@ -26,7 +26,8 @@ from spkd_keras.training import build
 from spkd_keras.training.folder import RunFolder, locked, write_json
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import error_of
-from spkd_keras.training.run import RunsFailedError, prepared_teacher, run_experiment, with_trained_teacher
+from spkd_keras.training.run import RunsFailedError, run_experiment
+from spkd_keras.training.teacher_run import prepared_teacher, with_trained_teacher
 
 COMPARED_IMAGES = 1000
 LATENCY_IMAGES = 32

@@ -11,7 +11,8 @@ from spkd_keras.run_files import CONFIRMATION
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.results import TrialResult, best_experiment
 from spkd_keras.search.tuner import trial_name
-from spkd_keras.training.run import RunsFailedError, run_experiment, with_trained_teacher
+from spkd_keras.training.run import RunsFailedError, run_experiment
+from spkd_keras.training.teacher_run import with_trained_teacher
 
 FIRST = trial_name("0")
 

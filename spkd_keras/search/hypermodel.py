@@ -24,7 +24,7 @@ from spkd_keras.training.build import (
 )
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import EVALUATION_BATCH
-from spkd_keras.training.run import prepared_teacher
+from spkd_keras.training.teacher_run import prepared_teacher
 
 
 class DistillationHyperModel(keras_tuner.HyperModel):

@@ -19,7 +19,7 @@ from spkd_keras.experiment import (
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.tuner import read_outcome, trial_name
 from spkd_keras.training.folder import write_text
-from spkd_keras.training.run import with_trained_teacher
+from spkd_keras.training.teacher_run import with_trained_teacher
 
 NO_REASON = "its process ended, or its value is no number"
 BEST = "best.yaml"

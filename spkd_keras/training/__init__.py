@@ -5,7 +5,8 @@ from spkd_keras.training.describe import describe
 from spkd_keras.training.devices import STRATEGIES, Devices, WorkerLostError, devices_for
 from spkd_keras.training.folder import StorageError
 from spkd_keras.training.interruption import Interrupted
-from spkd_keras.training.run import RunsFailedError, cache_teacher, run_experiment, trained_teacher
+from spkd_keras.training.run import RunsFailedError, cache_teacher, run_experiment
+from spkd_keras.training.teacher_run import trained_teacher
 
 __all__ = [
     "STRATEGIES",

@@ -1,6 +1,7 @@
 """Trying an experiment for a few batches, so that what is bound to fail fails before the hours are spent."""
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from spkd_keras.training.check_methods import PartRow, check_method
 from spkd_keras.training.check_teacher import check_teacher
 from spkd_keras.training.cost import RunCost, measure
 from spkd_keras.training.findings import Finding, worst_first
+from spkd_keras.training.folder import RunFolder
 
 BATCHES = 2
 TEACHER_IMAGES = 256  # at least so many, to tell its accuracy from chance
@@ -88,7 +90,7 @@ def check_experiment(
             first, a new network in its place, whose accuracy and values then say nothing.
         runs: the methods to look at, and how many runs there will be of each; None for all of the experiment.
         jobs: how many of them side by side.
-        out: where the runs would go, for the room on the disk.
+        out: where the runs would go: whether they can, and whether there is room on the disk.
         cost: whether to measure what it will take.
         observer: is told what is being tried.
 
@@ -104,6 +106,8 @@ def check_experiment(
     splits = splits or build.load_data(experiment.data)
     training = experiment.teacher_training()
     trained = teacher is not None or training is None
+    check.findings += _occupied(experiment, training, Path(out) / experiment.name)
+    check.findings += _late_drops(experiment, None if trained else training)
     if teacher is None and experiment.teacher is not None:
         keras.utils.set_random_seed(0)
         teacher = build.build_network(experiment.teacher, splits.train, "teacher")
@@ -180,15 +184,54 @@ def _check_one(
     return distiller
 
 
+def _occupied(experiment: Experiment, training: Experiment | None, root: Path) -> list[Finding]:
+    """Looks for what `run_experiment` refuses of the folder of the runs; one finding, as it tells the first alone."""
+    place = _existing(root)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        reason = f"{place} is {'not writable' if place.is_dir() else 'a file'}"
+        found = f"the output folder cannot be written to: {root} ({reason})."
+        return [Finding("stop", "out", found, "Choose another with --out.")]
+    runs = [experiment.single(method, seed) for seed in experiment.seeds for method in experiment.methods]
+    try:
+        for run in [training, *runs] if training else runs:
+            RunFolder(root, run).check_owner()
+    except ExperimentError as error:
+        return [Finding("stop", "out", str(error))]
+    return []
+
+
+def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Finding]:
+    """Looks for drops of the learning rate that no epoch reaches: with fewer epochs, they were forgotten."""
+    schedules = {"schedule": experiment.schedule}
+    if training is not None and training.schedule != experiment.schedule:
+        schedules["teacher.schedule"] = training.schedule
+    return [
+        Finding(
+            "warning",
+            place,
+            f"drops at {', '.join(map(str, late))} never happen in {schedule.epochs} "
+            f"epoch{'s' * (schedule.epochs > 1)}.",
+            f"Give fractions of the epochs, such as --set '{place}.drops={{0.3: 0.2, 0.6: 0.2, 0.8: 0.2}}'.",
+        )
+        for place, schedule in schedules.items()
+        if (late := schedule.drops_too_late)
+    ]
+
+
 def _images(batches: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
     pixels, labels = (np.concatenate([np.asarray(batch[part]) for batch in batches]) for part in (0, 1))
     return pixels, labels if labels.ndim == 1 else labels.argmax(axis=-1)  # mixed labels
 
 
 def _room(check: Check, out: Path) -> list[Finding]:
-    place = next(folder for folder in [out.absolute(), *out.absolute().parents] if folder.exists())
+    place = _existing(out)
     free = shutil.disk_usage(place).free
     if check.disk <= free:
         return []
     found = f"the runs need {check.disk / 1e6:,.0f} MB and {place} has {free / 1e6:,.0f} MB free."
     return [Finding("stop", "disk", found, "Make room, or choose another folder with --out.")]
+
+
+def _existing(path: Path) -> Path:
+    """Returns the nearest parent that exists, or the path itself."""
+    return next(folder for folder in [path.absolute(), *path.absolute().parents] if folder.exists())

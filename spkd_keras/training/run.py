@@ -1,18 +1,17 @@
 """One experiment: its teacher once, then every method with every seed."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
 
 from spkd_keras import data, models
 from spkd_keras.cache import TeacherCache
-from spkd_keras.experiment import TEACHER, Experiment, ExperimentError, Teacher
+from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
@@ -20,6 +19,7 @@ from spkd_keras.training.devices import Devices, WorkerLostError
 from spkd_keras.training.folder import RunFolder, StorageError, check_writable
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.parallel import run_in_processes
+from spkd_keras.training.teacher_run import check_fingerprint, load_teacher, train_teacher
 from spkd_keras.training.train import train
 
 
@@ -119,7 +119,7 @@ def _run_into(
             if teacher_run is not None and teacher_is_new:
                 if new:
                     try_out()
-                train(teacher_run, splits, observer, interruption, devices=devices)
+                train_teacher(teacher_run, splits, observer, interruption, devices)
             if teacher_run is not None:
                 devices.share(teacher_run.student)
             with devices.scope():
@@ -150,6 +150,7 @@ def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Ob
     Raises:
         ExperimentError: if there is nothing to compute, or what is there was computed for something else.
     """
+    _check_cacheable(experiment)
     observer, interruption = observer or Observer(), Interruption()
     root, training = Path(out) / experiment.name, experiment.teacher_training()
     teacher_run = None if training is None else RunFolder(root, training)
@@ -163,58 +164,19 @@ def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Ob
         names = [teacher_run.path.name] if teacher_run else []
         observer.planned(names, names if teacher_run and teacher_run.finished else [])
         if teacher_run and not teacher_run.finished:
-            train(teacher_run, splits, observer, interruption)
+            train_teacher(teacher_run, splits, observer, interruption)
         teacher = load_teacher(experiment, teacher_run, splits)
-        found = teacher and cached_teacher.computed(experiment, root, splits, teacher, observer)
-        if found is None:
-            raise ExperimentError("There is nothing to cache: it takes `teacher.cache` and a method with terms.")
-        return found
+        return cast("TeacherCache", cached_teacher.computed(experiment, root, splits, teacher, observer))
 
 
-def prepared_teacher(
-    experiment: Experiment, out: str | Path, splits: data.Splits, observer: Observer, interruption: Interruption
-) -> keras.Model | None:
-    """Returns the teacher; one that has to be trained is trained first, as `run_experiment` does.
-
-    Raises:
-        ExperimentError: if its folder holds another experiment's, or its file cannot be loaded.
-    """
-    training = experiment.teacher_training()
-    folder = None if training is None else RunFolder(Path(out) / experiment.name, training)
-    if folder is not None:
-        folder.check_owner()
-        if not folder.finished:
-            train(folder, splits, observer, interruption)
-    return load_teacher(experiment, folder, splits)
-
-
-def with_trained_teacher(experiment: Experiment, root: Path) -> Experiment:
-    """Returns an experiment whose teacher is the file that another one's run of the teacher left.
-
-    Args:
-        experiment: whose teacher is to be trained; else it is returned as it is.
-        root: folder of the other one's runs.
-    """
-    training, teacher = experiment.teacher_training(), experiment.teacher
-    if training is None or teacher is None:
-        return experiment
-    file = RunFolder(root, training).student
-    update = {"teacher": Teacher(path=str(file), dtype=teacher.dtype, cache=teacher.cache)}
-    return experiment.model_copy(update=update)
-
-
-def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | None:
-    """Returns the teacher that an earlier `run_experiment` trained for this very experiment; None if there is none."""
-    training = experiment.teacher_training()
-    if training is None:
-        return None
-    folder = RunFolder(Path(out) / experiment.name, training)
-    folder.check_owner()
-    return _load_trained(folder) if folder.finished else None
-
-
-def _load_trained(teacher_run: RunFolder) -> keras.Model:
-    return models.fused(keras.saving.load_model(teacher_run.student))
+def _check_cacheable(experiment: Experiment) -> None:
+    """Checks that there is something to compute, so that no teacher is trained for nothing."""
+    asked = experiment.teacher is not None and experiment.teacher.cache is not None
+    if not asked or not any(method.terms for method in experiment.methods.values()):
+        raise ExperimentError(
+            "There is nothing to cache: it takes `teacher.cache` and a method with terms. Received: "
+            f"{'the methods ' + ', '.join(experiment.methods) if asked else 'no `teacher.cache`'}."
+        )
 
 
 def _run_all(
@@ -231,7 +193,7 @@ def _run_all(
     """Does the runs that are left; returns why those that failed did."""
     fingerprint = None if teacher is None else models.fingerprint(teacher)
     if fingerprint is not None:
-        _check_teacher(fingerprint, runs)
+        check_fingerprint(fingerprint, runs)
     left = [folder for folder in runs if not folder.finished]
     if teacher is not None and left:
         # Each process of several computes its own.
@@ -266,22 +228,3 @@ def _run_alone(
     teacher = load_teacher(folder.experiment, teacher_run, splits)
     fingerprint = None if teacher is None else models.fingerprint(teacher)
     train(folder, splits, observer, interruption, teacher, fingerprint)
-
-
-def load_teacher(experiment: Experiment, teacher_run: RunFolder | None, splits: data.Splits) -> keras.Model | None:
-    """Returns the teacher: the one that a run trained, or the one from the experiment's file; None if there is none."""
-    if teacher_run:
-        return _load_trained(teacher_run)
-    return experiment.teacher and build.build_network(experiment.teacher, splits.train, "teacher")
-
-
-def _check_teacher(fingerprint: str, runs: Sequence[RunFolder]) -> None:
-    """Checks that the runs so far were distilled from this teacher, whose file may have been replaced."""
-    for folder in runs:
-        if folder.environment.exists():
-            recorded = json.loads(folder.environment.read_text(encoding="utf-8")).get("teacher_fingerprint")
-            if recorded != fingerprint:
-                raise ExperimentError(
-                    f"{folder.path} was distilled from another teacher, fingerprint {recorded}. Received: one with "
-                    f"{fingerprint}. Choose another folder with --out."
-                )

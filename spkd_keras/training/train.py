@@ -88,7 +88,7 @@ def _record(folder: RunFolder, surroundings: dict[str, Any], observer: Observer)
     """Writes what the run depends on; tells if an interrupted run goes on under other conditions."""
     folder.failure.unlink(missing_ok=True)
     if folder.environment.exists():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, TypeError):  # damaged, or no record: it is written anew
             before = json.loads(folder.environment.read_text(encoding="utf-8"))
             differing = changes(before, surroundings)
             if not any(folder.backup.glob("epoch-*")):

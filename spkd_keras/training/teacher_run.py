@@ -1,0 +1,123 @@
+"""The run that trains the teacher, and the network that is loaded from it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from spkd_keras import data
+from spkd_keras.experiment import TEACHER, Experiment, ExperimentError, Network, Teacher
+from spkd_keras.observer import Observer
+from spkd_keras.training import build
+from spkd_keras.training.devices import Devices
+from spkd_keras.training.folder import RunFolder
+from spkd_keras.training.interruption import Interruption
+from spkd_keras.training.train import train
+
+
+def train_teacher(
+    folder: RunFolder,
+    splits: data.Splits,
+    observer: Observer,
+    interruption: Interruption,
+    devices: Devices | None = None,
+) -> None:
+    """Trains the teacher into its folder, as `train` does.
+
+    Raises:
+        FloatingPointError: if a step is not finite, with the name of the run; others cannot go on without it.
+    """
+    try:
+        train(folder, splits, observer, interruption, devices=devices)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{folder.path.name} failed: {error}") from error
+
+
+def prepared_teacher(
+    experiment: Experiment, out: str | Path, splits: data.Splits, observer: Observer, interruption: Interruption
+) -> keras.Model | None:
+    """Returns the teacher; one that has to be trained is trained first, as `run_experiment` does.
+
+    Raises:
+        ExperimentError: if its folder holds another experiment's, or its file cannot be loaded.
+    """
+    training = experiment.teacher_training()
+    folder = None if training is None else RunFolder(Path(out) / experiment.name, training)
+    if folder is not None:
+        folder.check_owner()
+        if not folder.finished:
+            train_teacher(folder, splits, observer, interruption)
+    return load_teacher(experiment, folder, splits)
+
+
+def with_trained_teacher(experiment: Experiment, root: Path) -> Experiment:
+    """Returns an experiment whose teacher is the file that another one's run of the teacher left.
+
+    Args:
+        experiment: whose teacher is to be trained; else it is returned as it is.
+        root: folder of the other one's runs.
+    """
+    training, teacher = experiment.teacher_training(), experiment.teacher
+    if training is None or teacher is None:
+        return experiment
+    file = RunFolder(root, training).student
+    update = {"teacher": Teacher(path=str(file), dtype=teacher.dtype, cache=teacher.cache)}
+    return experiment.model_copy(update=update)
+
+
+def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | None:
+    """Returns the teacher that an earlier `run_experiment` trained for this very experiment; None if there is none."""
+    training = experiment.teacher_training()
+    if training is None:
+        return None
+    folder = RunFolder(Path(out) / experiment.name, training)
+    folder.check_owner()
+    return _load_trained(folder) if folder.finished else None
+
+
+def load_teacher(experiment: Experiment, teacher_run: RunFolder | None, splits: data.Splits) -> keras.Model | None:
+    """Returns the teacher: the one that a run trained, or the one from the experiment's file; None if there is none."""
+    if teacher_run:
+        return _load_trained(teacher_run)
+    return experiment.teacher and build.build_network(experiment.teacher, splits.train, "teacher")
+
+
+def _load_trained(teacher_run: RunFolder) -> keras.Model:
+    try:
+        return build.construct(Network(path=str(teacher_run.student)), TEACHER)
+    except ExperimentError as error:
+        raise ExperimentError(
+            f"{str(error).removesuffix('.')}. Delete {teacher_run.summary}, and `spkd run` trains it again."
+        ) from error
+
+
+def check_fingerprint(fingerprint: str, runs: Sequence[RunFolder]) -> None:
+    """Checks that the runs so far were distilled from this teacher, whose file may have been replaced.
+
+    Raises:
+        ExperimentError: if one was not, or its record is damaged.
+    """
+    for folder in runs:
+        if folder.environment.exists():
+            recorded = _recorded(folder).get("teacher_fingerprint")
+            if recorded != fingerprint:
+                raise ExperimentError(
+                    f"{folder.path} was distilled from another teacher, fingerprint {recorded}. Received: one with "
+                    f"{fingerprint}. Choose another folder with --out."
+                )
+
+
+def _recorded(folder: RunFolder) -> dict[str, Any]:
+    """Reads what a run depended on."""
+    try:
+        content = json.loads(folder.environment.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it is a {type(content).__name__}")
+    except (OSError, ValueError, TypeError) as error:
+        raise ExperimentError(
+            f"{folder.environment} is damaged ({error!r}), so nobody knows which teacher that run had. Delete "
+            f"{folder.path}, and `spkd run` does it again."
+        ) from error
+    return content

@@ -1,0 +1,83 @@
+"""The teacher's own run: one that failed, and files of it that are damaged."""
+
+import json
+
+import pytest
+from fake_runs import digit_network, write_files
+from test_cli import call
+from tiny_experiment import Listener, tiny
+
+from spkd_keras.experiment import ExperimentError
+from spkd_keras.training import teacher_run, trained_teacher
+from spkd_keras.training.folder import RunFolder
+from spkd_keras.training.train import _record
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return tiny(tmp_path)
+
+
+@pytest.fixture
+def finished(experiment, tmp_path):
+    """The folder of a teacher that is trained."""
+    folder = write_files(tmp_path / "tiny", experiment.teacher_training(), {})
+    digit_network(0.5).save(folder / "student.keras")
+    return folder
+
+
+def test_a_trained_teacher_without_a_whole_file(experiment, finished, tmp_path):
+    assert trained_teacher(experiment, tmp_path).count_params() == digit_network(0.5).count_params()
+    file = finished / "student.keras"
+    whole = file.read_bytes()
+    for content, said in (
+        (b"junk", f"teacher.path: {file} is not a .keras file."),
+        (whole[:-100], f"teacher.path: {file} is not a .keras file."),
+        (whole.replace(b"wide_resnet", b"wide-resnet"), f"teacher.path: {file} cannot be loaded as a Keras network: "),
+        (None, f"teacher.path: the file does not exist: {file}."),
+    ):
+        file.unlink() if content is None else file.write_bytes(content)
+        with pytest.raises(ExperimentError) as caught:
+            trained_teacher(experiment, tmp_path)
+        assert str(caught.value).startswith(said)
+        assert str(caught.value).endswith(f". Delete {finished / 'summary.json'}, and `spkd run` trains it again.")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [('{"teacher_finger', "Unterminated string"), ("[]", "it is a list"), (None, "a directory")]
+)
+def test_a_damaged_record_of_the_teacher(experiment, tmp_path, content, reason):
+    runs = [RunFolder(tmp_path, experiment.single(method, 0)) for method in ("student", "sp")]
+    for run in runs:
+        write_files(tmp_path, run.experiment, {})
+        run.environment.write_text(json.dumps({"teacher_fingerprint": "abc"}), encoding="utf-8")
+    teacher_run.check_fingerprint("abc", runs)
+    file = runs[1].environment
+    file.unlink()
+    file.mkdir() if content is None else file.write_text(content, encoding="utf-8")
+    with pytest.raises(ExperimentError) as caught:
+        teacher_run.check_fingerprint("abc", runs)
+    assert str(caught.value).startswith(f"{file} is damaged (")
+    assert reason in str(caught.value)
+    assert str(caught.value).endswith(f"Delete {file.parent}, and `spkd run` does it again.")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", '"text"'])
+def test_a_damaged_record_of_a_run_that_goes_on(experiment, tmp_path, content):
+    run = RunFolder(tmp_path, experiment.single("student", 0))
+    run.create()
+    run.environment.write_text(content, encoding="utf-8")
+    _record(run, {"commit": "abc"}, Listener())
+    assert json.loads(run.environment.read_text(encoding="utf-8")) == {"commit": "abc"}
+
+
+def test_a_teacher_that_diverges_is_told_in_one_line(experiment, tmp_path, monkeypatch):
+    def diverges(*_, **__):
+        raise FloatingPointError("The loss is not finite in epoch 1, batch 2: gradient.")
+
+    monkeypatch.setattr(teacher_run, "train", diverges)
+    result = call("run", tmp_path / "tiny.yaml", "--out", tmp_path / "runs", "--no-check")
+    assert result.exit_code == 1
+    said = result.stderr.splitlines()[-1]
+    assert said == "spkd: teacher-seed0 failed: The loss is not finite in epoch 1, batch 2: gradient."
