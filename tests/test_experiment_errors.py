@@ -48,6 +48,20 @@ def test_files_that_cannot_be_read(tmp_path):
         load_experiment(tmp_path / "latin.yaml" / "x.yaml")
 
 
+def test_a_file_whose_name_no_experiment_can_have(tmp_path):
+    file = tmp_path / "my experiment.yaml"
+    file.write_text(COMPLETE, encoding="utf-8")
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(file)
+    assert str(caught.value) == (
+        f"{file} has no `name:`, so the experiment's is the file's, which it cannot have. Received: 'my experiment'. "
+        "Give `name:`, of letters, digits and _ . + -, in the file, or rename the file."
+    )
+    assert load_experiment(file, ["name=mine"]).name == "mine"
+    file.write_text(f"name: mine{COMPLETE}", encoding="utf-8")
+    assert load_experiment(file).name == "mine"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -1,5 +1,6 @@
 """Reading an experiment from its file, with overrides from the command line."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import yaml
 
 from spkd_keras.experiment.presets import expand_methods
 from spkd_keras.experiment.problems import ExperimentError, shown, validated
-from spkd_keras.experiment.schema import Experiment
+from spkd_keras.experiment.schema import NAME_PATTERN, Experiment
 from spkd_keras.experiment.space import is_space, spaces
 
 
@@ -46,7 +47,7 @@ def read_plain(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
     """Reads an experiment's file, with its overrides and its methods in full, as plain data that is not checked yet.
 
     Raises:
-        ExperimentError: if the file is missing or no YAML.
+        ExperimentError: if the file is missing or no YAML, or its name would be the experiment's and cannot be.
     """
     path = Path(path)
     try:
@@ -61,11 +62,17 @@ def read_plain(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
         raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(plain, dict):
         raise ExperimentError(f"{path} must be a mapping with data, teacher, student, ... Received: {shown(plain)}.")
+    is_named = "name" in plain
     plain = {"name": path.stem, **plain}
     _expand(plain)  # so that an override finds `terms`
     for text in overrides:
         override(plain, text)
     _expand(plain)  # an override may have set a list
+    if not is_named and plain["name"] == path.stem and not re.match(NAME_PATTERN, path.stem):
+        raise ExperimentError(
+            f"{path} has no `name:`, so the experiment's is the file's, which it cannot have. Received: {path.stem!r}. "
+            "Give `name:`, of letters, digits and _ . + -, in the file, or rename the file."
+        )
     return plain
 
 
