@@ -62,7 +62,8 @@ def predict(
         if resize is not None and resize not in RESIZES:
             raise ExperimentError(f"--resize takes {' or '.join(RESIZES)}. Received: {resize}.")
         with starting_tensorflow():
-            from spkd_keras.export.pictures import find_pictures, shown
+            from spkd_keras.data.folder import shown
+            from spkd_keras.export.pictures import find_pictures
             from spkd_keras.export.runners import load_runner
 
             files, missing = find_pictures(images)
@@ -131,7 +132,7 @@ def _top(
 
 
 def _show_predictions(rows: list[dict[str, Any]]) -> None:
-    from spkd_keras.export.pictures import shown
+    from spkd_keras.data.folder import shown
 
     table = Table(box=box.SIMPLE)
     table.add_column("picture", overflow="fold")
