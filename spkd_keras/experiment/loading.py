@@ -13,8 +13,23 @@ from spkd_keras.experiment.schema import NAME_PATTERN, Experiment
 from spkd_keras.experiment.space import is_space, spaces
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which takes the last of several equal keys in silence, made to refuse them."""
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, made to refuse what it takes in silence or does not tell the place of.
+
+    It takes the last of several equal keys and data that contain themselves, and lets the errors of Python through
+    where a value is not what it looks like or is marked as: `2024-13-45`, `!!int abc`.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.deep_construct = True  # what contains itself cannot be made at once
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            problem = f"{node.value!r} is no {node.tag.rpartition(':')[2]} ({error})"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -51,7 +66,7 @@ def read_plain(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
     """
     path = Path(path)
     try:
-        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        plain = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(str(other) for other in path.parent.glob("*.y*ml"))
         hint = f"There is {', '.join(near)}." if near else "Give the path of a YAML file."
@@ -74,6 +89,13 @@ def read_plain(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
             "Give `name:`, of letters, digits and _ . + -, in the file, or rename the file."
         )
     return plain
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except RecursionError:
+        raise yaml.YAMLError("lists or mappings are nested too deeply") from None
 
 
 def _expand(plain: dict[str, Any]) -> None:
@@ -109,7 +131,7 @@ def override(plain: dict[str, Any], assignment: str) -> None:
     if not equals or not key:
         raise ExperimentError(f"--set takes KEY=VALUE, for example data.batch_size=64. Received: {assignment}.")
     try:
-        value = yaml.safe_load(text)
+        value = _parsed(text)
     except yaml.YAMLError as error:
         raise ExperimentError(f"--set {key}: the value is not valid YAML: {' '.join(str(error).split())}") from error
     place: Any = plain
