@@ -155,6 +155,16 @@ def test_in_a_process_of_its_own(tmp_path):
     assert done.stderr == "spkd: The experiment file does not exist: nowhere.yaml. Give the path of a YAML file.\n"
 
 
+def test_another_backend_of_keras(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    result = call("models")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "spkd: spkd needs Keras' TensorFlow backend. Received: KERAS_BACKEND=jax. Unset it, or set "
+        "KERAS_BACKEND=tensorflow.\n"
+    )
+
+
 # --- failures --------------------------------------------------------------------------------------------------------
 
 

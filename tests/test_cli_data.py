@@ -15,6 +15,7 @@ from test_cli import call, words
 
 from spkd_keras.data import digits
 from spkd_keras.data.builders import Cinic10
+from spkd_keras.training import build
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +121,16 @@ def test_show_a_set_of_few_photos(here):
 def test_what_cannot_be_shown(here, arguments, said):
     assert complaint(call("data", "show", *arguments), 2).startswith(f"spkd: {said}")
     assert not list(here.glob("*.png"))
+
+
+def test_where_no_picture_can_be_drawn_nothing_is_loaded(here, monkeypatch):
+    monkeypatch.setattr(build, "load_data", lambda _: pytest.fail("data were loaded"))
+    said = complaint(call("data", "show", "digits", "--out", "."), 2)
+    assert said == "spkd: --out takes the PNG file to draw. Received: the folder .. Give NAME.png."
+    (here / "file").write_text("in the way")
+    said = complaint(call("data", "show", "digits", "--out", "file/digits.png"), 2)
+    assert said.startswith("spkd: The output folder cannot be written to: file (")
+    assert said.endswith("Choose another with --out.")
 
 
 @pytest.mark.parametrize("arguments", [["show"], ["prepare"], ["list"], ["show", "digits", "cifar10"], []])

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import pytest
 from test_cli import call, words
 
@@ -64,6 +65,26 @@ def test_a_network_of_keras_and_one_of_the_user(tmp_path):
     network.save(tmp_path / "mine.keras")
     answer = json.loads(call("models", tmp_path / "mine.keras", "--json").stdout)
     assert answer["parameters"] == network.count_params()
+
+
+def test_a_network_without_a_default_tap_is_listed_layer_by_layer(tmp_path):
+    layers = keras.layers
+    image = keras.Input((4, 4, 1))
+    inside = keras.Input((4, 4, 2))
+    inner = keras.Model(inside, layers.ReLU(name="rectified")(layers.Conv2D(3, 3, name="narrow")(inside)), name="inner")
+    twice = layers.ReLU(name="twice")  # ambiguous, so that no term can name it
+    x = inner(twice(twice(layers.Conv2D(2, 3, padding="same", name="wide")(image))))
+    logits = layers.Dense(5, name="last")(layers.Reshape((12,), name="flat")(x))
+    keras.Model(image, logits).save(tmp_path / "mine.keras")
+    answer = json.loads(call("models", tmp_path / "mine.keras", "--json").stdout)
+    assert answer["default_tap"] is None
+    assert answer["taps"] == {
+        **{"wide": [4, 4, 2], "inner": [2, 2, 3], "inner/narrow": [2, 2, 3], "inner/rectified": [2, 2, 3]},
+        **{"flat": [12], "last": [5]},
+    }
+    said = words(call("models", tmp_path / "mine.keras").stdout)
+    assert "inner/narrow 2x2x3" in said
+    assert "no default here: name one of these in the term" in said
 
 
 @pytest.mark.parametrize(

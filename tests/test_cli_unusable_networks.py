@@ -89,3 +89,21 @@ def test_another_number_of_classes(tmp_path):
     result = call("evaluate", tmp_path / "three.keras", "digits", "--out", tmp_path)
     assert result.exit_code == 2
     assert "three.keras has 3 classes. Received: digits with 10 classes." in result.stderr
+
+
+def test_data_that_a_search_or_a_folder_has(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models.wide_resnet(10, 0.25, image_shape=(8, 8, 1), num_classes=3).save("three.keras")
+    Path("search.yaml").write_text("data: {name: digits}\nmethods: {sp: {weight: {float: [1, 10]}}}", encoding="utf-8")
+    Path("bare.yaml").write_text("student: {model: resnet}", encoding="utf-8")
+    Path("photos").mkdir()
+    for given, said in (
+        ("search.yaml", "three.keras has 3 classes. Received: digits with 10 classes."),  # its data were read
+        ("bare.yaml", "bare.yaml: `data` must be a mapping (key: value). Received: None."),
+        ("photos", "data: TFDS has no data set 'photos'. The photos of a folder are image_folder with "),
+    ):
+        result = call("evaluate", "three.keras", given)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"spkd: {said}")
+        assert len(result.stderr.splitlines()) == 1
+    assert "--set path=photos --set image_size=224" in result.stderr

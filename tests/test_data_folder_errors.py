@@ -1,5 +1,8 @@
 """What is wrong with a folder of photos is said in one line that names the files."""
 
+import errno
+import functools
+import os
 import shutil
 
 import numpy as np
@@ -88,13 +91,49 @@ def test_what_is_taken_for_readable_can_be_trained_on(folder):
         (lambda root: shutil.rmtree(root / "test" / "cat"), "test/cat must have photos (.jpg, "),
         (lambda root: shutil.rmtree(root / "train" / "cat"), "train must have a folder for each of at least two clas"),
         (lambda root: shutil.rmtree(root / "train"), "must have the folders train/<class>/ and test/<class>/ with ph"),
-        (lambda root: shutil.rmtree(root), "must have the folders train/<class>/ and test/<class>/ with photos in th"),
+        (lambda root: shutil.rmtree(root), "photos. A path is relative to where spkd runs."),
         (lambda root: shutil.rmtree(root / "test"), "`test`: image_folder has no split 'test'. It has train."),
     ],
 )
 def test_a_folder_that_is_not_as_it_must_be(folder, change, said):
     change(folder)
     assert said in refusal(**of(folder))
+
+
+def test_a_folder_of_the_home_and_one_that_does_not_exist(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(loaded(**of("~/photos")).train) == 10
+    assert refusal(**of("~/photo")) == (
+        f"`path`: the folder does not exist: {folder.parent}/photo. A path is relative to where spkd runs."
+    )
+
+
+@pytest.mark.parametrize("place", ["train", "train/cat", "train/cat/deeper"])
+def test_a_folder_that_may_not_be_looked_into(folder, monkeypatch, place):
+    closed = folder / place
+    closed.mkdir(exist_ok=True)
+
+    def refusing(of_the_system, path):
+        if os.fspath(path) == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return of_the_system(path)
+
+    for name in ("listdir", "scandir"):  # permissions do not bind a test that root runs
+        monkeypatch.setattr(os, name, functools.partial(refusing, getattr(os, name)))
+    assert refusal(**of(folder)) == f"The folder {closed} cannot be read: Permission denied. Make it readable."
+
+
+def test_a_photo_whose_name_is_not_utf_8(folder):
+    file = os.fsencode(folder / "train" / "cat") + b"/gr\xfcn.jpg"
+    with open(file, "wb") as out:
+        out.write(encoded(plain((1, 2, 3), 20, 20)))
+    train = loaded(**of(folder)).train
+    pixels = np.concatenate([batch for batch, _ in evaluation_batches(train, 4).as_numpy_iterator()])
+    assert len(pixels) == 11
+    assert np.abs(pixels[5].astype(int) - (1, 2, 3)).max() <= 3  # after the five cats that were there
+    with open(file, "wb") as out:
+        out.write(b"no photo")
+    assert f"1 of 11 photos cannot be read: {folder}/train/cat/gr\\xfcn.jpg." in refusal(**of(folder))
 
 
 def test_grey_and_transparent_photos_have_three_channels(folder):

@@ -48,11 +48,31 @@ def test_files_that_cannot_be_read(tmp_path):
         load_experiment(tmp_path / "latin.yaml" / "x.yaml")
 
 
+def test_a_file_whose_name_no_experiment_can_have(tmp_path):
+    file = tmp_path / "my experiment.yaml"
+    file.write_text(COMPLETE, encoding="utf-8")
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(file)
+    assert str(caught.value) == (
+        f"{file} has no `name:`, so the experiment's is the file's, which it cannot have. Received: 'my experiment'. "
+        "Give `name:`, of letters, digits and _ . + -, in the file, or rename the file."
+    )
+    assert load_experiment(file, ["name=mine"]).name == "mine"
+    file.write_text(f"name: mine{COMPLETE}", encoding="utf-8")
+    assert load_experiment(file).name == "mine"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("a: [1", "is not valid YAML: while parsing a flow sequence"),
         ("a:\n\t- b", "is not valid YAML: while scanning for the next token"),
+        ("a: 2024-13-45", "is not valid YAML: '2024-13-45' is no timestamp (month must be in 1..12) in "),
+        ("a: !!int abc", "is not valid YAML: 'abc' is no int (invalid literal for int() with base 10: 'abc') in "),
+        ("a: !!bool maybe", "is not valid YAML: 'maybe' is no bool ('maybe') in "),
+        ("data: &a [*a]", "is not valid YAML: found unconstructable recursive node in "),
+        ("data: &a {b: *a}", "is not valid YAML: found unconstructable recursive node in "),
+        pytest.param(f"a: {'[' * 5000}", "is not valid YAML: lists or mappings are nested too deeply", id="deep"),
         ("!!python/object:os.system x", "is not valid YAML: could not determine a constructor"),
         ("", "must be a mapping with data, teacher, student, ... Received: nothing."),
         ("- 1", "must be a mapping with data, teacher, student, ... Received: [1] (list)."),
@@ -181,6 +201,14 @@ def test_what_must_be_given(load, missing):
         ("data.batch_size", "--set takes KEY=VALUE, for example data.batch_size=64. Received: data.batch_size."),
         ("=3", "--set takes KEY=VALUE, for example data.batch_size=64. Received: =3."),
         ("seeds=[1", "--set seeds: the value is not valid YAML: while parsing a flow sequence"),
+        ("name=2024-13-45", "--set name: the value is not valid YAML: '2024-13-45' is no timestamp (month must be in "),
+        ("data=&a [*a]", "--set data: the value is not valid YAML: found unconstructable recursive node"),
+        pytest.param(
+            f"data={'[' * 5000}",
+            "--set data: the value is not valid YAML: lists or mappings are nested too deeply",
+            id="deep",
+        ),
+        ("data={name: a, name: b}", "--set data: the value is not valid YAML: the key `name` is there twice"),
         ("seeds.3=1", "--set seeds.3: seeds is a list of 3 items. Received: item 3."),
         ("seeds.x=1", "--set seeds.x: seeds is a list of 3 items. Received: item x."),
         ("methods.sp.terms.1.weight=3", "--set methods.sp.terms.1.weight: methods.sp.terms is a list of 1 items."),

@@ -8,8 +8,8 @@ import tensorflow as tf
 from tiny_experiment import Listener, content, tiny
 
 from spkd_keras import data, models
-from spkd_keras.experiment import ExperimentError, load_experiment
-from spkd_keras.training import RunsFailedError, run_experiment
+from spkd_keras.experiment import ExperimentError, Network, load_experiment
+from spkd_keras.training import RunsFailedError, build, run_experiment
 from spkd_keras.training.folder import RunFolder
 
 ONLY_STUDENT = ("teacher=", "methods={student: []}", "data.validation=0", "schedule.epochs=1")
@@ -209,6 +209,28 @@ def test_a_teacher_of_other_images(tmp_path, shape):
     said = refusal(experiment.select(["sp"]), tmp_path / "runs")
     assert said.startswith("teacher: ")
     assert f"takes images of shape {shape}. Received: (8, 8, 1)." in said
+
+
+@pytest.mark.parametrize(
+    ("outputs", "shapes"),
+    [
+        (lambda maps, logits: [logits, maps], "(10,) and (6, 6, 2)"),
+        (lambda maps, logits: maps, "(6, 6, 2)"),
+    ],
+)
+def test_a_teacher_that_gives_no_vector_of_logits(tmp_path, outputs, shapes):
+    image = keras.Input((8, 8, 1))
+    maps = keras.layers.Conv2D(2, 3)(image)
+    logits = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(maps))
+    path = tmp_path / "network.keras"
+    network = keras.Model(image, outputs(maps, logits), name="several")
+    network.save(path)
+    with pytest.raises(ExperimentError) as caught:
+        build.build_network(Network(path=str(path)), data.digits()[1], "teacher")
+    assert str(caught.value) == (
+        "teacher: a classifier takes one image to one vector of logits. Received: 'several' from (8, 8, 1) to "
+        f"{shapes}. Save a network that ends in the logits alone."
+    )
 
 
 # What is compared is not the logits, so probabilities and other classes do no harm.

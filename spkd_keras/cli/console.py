@@ -43,7 +43,12 @@ def notice(line: str) -> None:
 
 @contextmanager
 def starting_tensorflow() -> Iterator[None]:
-    """Imports TensorFlow without what it prints meanwhile, which is for its developers, and says that it starts."""
+    """Imports TensorFlow without what it prints meanwhile, which is for its developers, and says that it starts.
+
+    Raises:
+        ExperimentError: if Keras is told to use another backend.
+    """
+    _choose_backend()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what TensorFlow's C++ code logs; its exceptions stay
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -51,6 +56,17 @@ def starting_tensorflow() -> Iterator[None]:
         with quiet_standard_error():
             import tensorflow  # noqa: F401
         yield
+
+
+def _choose_backend() -> None:
+    """Has Keras use TensorFlow, whatever the user's keras.json says for other programs."""
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"  # Keras ignores an empty one too
+    if backend != "tensorflow":
+        raise ExperimentError(
+            f"spkd needs Keras' TensorFlow backend. Received: KERAS_BACKEND={backend}. Unset it, or set "
+            "KERAS_BACKEND=tensorflow."
+        )
+    os.environ["KERAS_BACKEND"] = backend
 
 
 def keras_prints_to_stderr() -> AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from spkd_keras.cli.app import app
 from spkd_keras.cli.console import answers, clear_errors, keras_prints_to_stderr, notices, starting_tensorflow
-from spkd_keras.experiment import Data, override, validated
+from spkd_keras.experiment import Data, ExperimentError, override, validated
 
 SHOWN_IMAGES = 32
 data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets, and look at them.")
@@ -91,14 +91,17 @@ def _drawn(spec: Data, out: Path) -> dict[str, Any]:
 
     from spkd_keras import data, plots
     from spkd_keras.training import build
+    from spkd_keras.training.folder import check_writable
 
+    if out.is_dir():
+        raise ExperimentError(f"--out takes the PNG file to draw. Received: the folder {out}. Give {out / 'NAME.png'}.")
+    check_writable(out.parent)
     splits = build.load_data(spec)
     count = min(SHOWN_IMAGES, len(splits.train))
     batches = data.training_batches(splits.train, count, 0, data.EpochClock(), build.augmentation(spec))
     pixels, labels = next(batches.as_numpy_iterator())
     names = splits.train.class_names
     labels = np.argmax(labels, axis=-1) if labels.ndim == 2 else labels  # of the largest share where they are mixed
-    out.parent.mkdir(parents=True, exist_ok=True)
     plots.draw_images(pixels, [names[label] for label in labels], out)
     parts = {}
     for part in ("train", "validation", "test"):

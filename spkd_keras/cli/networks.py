@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spkd_keras.cli.app import app
-from spkd_keras.cli.console import answers, clear_errors, keras_prints_to_stderr, starting_tensorflow
+from spkd_keras.cli.console import answers, clear_errors, keras_prints_to_stderr, say, starting_tensorflow
 from spkd_keras.experiment import ExperimentError, Network, override, validated
 
 
@@ -92,6 +92,8 @@ def _show(name: str, arguments: dict[str, Any], as_json: bool) -> None:
     for tap, shape in facts["taps"].items():
         table.add_row(escape(tap), _product(shape), "default of losses on activations" * (tap == facts["default_tap"]))
     answers.print(table)
+    if facts["default_tap"] is None:
+        say("Losses on activations have no default here: name one of these in the term, for teacher and student.")
 
 
 def _product(shape: list[int]) -> str:
@@ -120,6 +122,6 @@ def _list(as_json: bool) -> None:
         own = [f"{key}={value}" for key, value in family["arguments"].items() if key not in shared]
         table.add_row(escape(name), escape(", ".join(own)), ", ".join(family["taps"]))
     answers.print(table)
-    say = functools.partial(answers.print, markup=False, highlight=False)
-    say(f"All take {', '.join(key for key in next(iter(families.values()))['arguments'] if key in shared)}.")
-    say(f"Also, as keras_applications.<Name>, with preprocessing and a new classifier: {', '.join(applications())}.")
+    wrap = functools.partial(answers.print, markup=False, highlight=False)
+    wrap(f"All take {', '.join(key for key in next(iter(families.values()))['arguments'] if key in shared)}.")
+    wrap(f"Also, as keras_applications.<Name>, with preprocessing and a new classifier: {', '.join(applications())}.")

@@ -19,7 +19,7 @@ from spkd_keras.cli.console import (
     say,
     starting_tensorflow,
 )
-from spkd_keras.experiment import Data, ExperimentError, load_experiment, override, validated
+from spkd_keras.experiment import Data, ExperimentError, override, read_plain, validated
 from spkd_keras.export.formats import RESIZES
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def predict(
         if resize is not None and resize not in RESIZES:
             raise ExperimentError(f"--resize takes {' or '.join(RESIZES)}. Received: {resize}.")
         with starting_tensorflow():
-            from spkd_keras.export.pictures import find_pictures, shown
+            from spkd_keras.data.folder import shown
+            from spkd_keras.export.pictures import find_pictures
             from spkd_keras.export.runners import load_runner
 
             files, missing = find_pictures(images)
@@ -131,7 +132,7 @@ def _top(
 
 
 def _show_predictions(rows: list[dict[str, Any]]) -> None:
-    from spkd_keras.export.pictures import shown
+    from spkd_keras.data.folder import shown
 
     table = Table(box=box.SIMPLE)
     table.add_column("picture", overflow="fold")
@@ -181,7 +182,7 @@ def _data(text: str, overrides: list[str]) -> Data:
     path = Path(text)
     if path.suffix in (".yaml", ".yml") or (path / "experiment.yaml").is_file():
         file = path / "experiment.yaml" if path.is_dir() else path
-        plain = load_experiment(file).data.model_dump()
+        plain = _data_of(file)
     elif path.is_dir() and text != path.name:
         raise ExperimentError(
             f"{text} is not a run's folder (it has no experiment.yaml). For a folder of photos give image_folder "
@@ -192,6 +193,14 @@ def _data(text: str, overrides: list[str]) -> Data:
     for assignment in overrides:
         override(plain, assignment)
     return validated(Data, plain, "data")
+
+
+def _data_of(file: Path) -> dict[str, Any]:
+    """Reads the data alone, so that an experiment of which something else varies or is wrong will do."""
+    found = read_plain(file).get("data")
+    if not isinstance(found, dict):
+        raise ExperimentError(f"{file}: `data` must be a mapping (key: value). Received: {found!r}.")
+    return found
 
 
 def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Path) -> dict[str, Any]:

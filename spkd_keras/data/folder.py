@@ -1,8 +1,9 @@
 """A user's own photos: a folder for each split, in it one for each class."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -25,11 +26,13 @@ def image_folder(path: str | Path, size: int) -> tuple[Sequence[str], Callable[[
         The names of the splits, and a function that lists the photos of one, after it has decoded each of them once.
 
     Raises:
-        ValueError: if there is no such folder, or a class' folder is empty; the function, if the splits' classes
-            differ or photos cannot be read.
+        ValueError: if there is no such folder, or one may not be looked into; the function, if the splits' classes
+            differ, a class' folder is empty, or photos cannot be read.
     """
-    root = Path(path)
-    splits = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise ValueError(f"`path`: the folder does not exist: {root}. A path is relative to where spkd runs.")
+    splits = sorted(folder.name for folder in _inside(root) if folder.is_dir()) if root.is_dir() else []
     if "train" not in splits:
         raise ValueError(f"{root} must have the folders train/<class>/ and test/<class>/ with photos in them.")
     class_names = tuple(sorted(_classes(root / "train")))
@@ -39,7 +42,7 @@ def image_folder(path: str | Path, size: int) -> tuple[Sequence[str], Callable[[
     def photos(split: str) -> Photos:
         files, labels = _files(root / split, class_names)
         _check_readable(files)
-        names = tf.constant([str(file) for file in files])
+        names = tf.constant([os.fsencode(file) for file in files])
         return Photos(
             lambda number: tf.io.read_file(names[number]), np.arange(len(files)), np.array(labels), class_names, size
         )
@@ -47,9 +50,26 @@ def image_folder(path: str | Path, size: int) -> tuple[Sequence[str], Callable[[
     return splits, photos
 
 
+def shown(file: str | Path) -> str:
+    """Returns a file's name as text that can be printed, whatever bytes it is of."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
+
+
 def _classes(folder: Path) -> dict[str, Path]:
     """Returns the folders of the classes; hidden ones are other programs'."""
-    return {inner.name: inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith(".")}
+    return {inner.name: inner for inner in _inside(folder) if inner.is_dir() and not inner.name.startswith(".")}
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        _refuse(error)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """Says which folder may not be looked into."""
+    raise ValueError(f"The folder {error.filename} cannot be read: {error.strerror}. Make it readable.") from error
 
 
 def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[int]]:
@@ -58,7 +78,7 @@ def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[i
         raise ValueError(f"{folder} has classes that train has not: {', '.join(unknown)}.")
     files, labels = [], []
     for label, name in enumerate(class_names):
-        inside = sorted(found[name].rglob("*")) if name in found else []
+        inside = _within(found[name]) if name in found else []
         photos = [file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file()]
         if not photos:
             raise ValueError(f"{folder / name} must have photos ({', '.join(SUFFIXES)}). Received: none.")
@@ -67,15 +87,20 @@ def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[i
     return files, labels
 
 
+def _within(folder: Path) -> list[Path]:
+    """Lists the files in and under a folder; `rglob` would pass over folders that it may not look into."""
+    return sorted(Path(root) / name for root, _, names in os.walk(folder, onerror=_refuse) for name in names)
+
+
 def _check_readable(files: Sequence[Path]) -> None:
     """Decodes every file, which takes about as long as an epoch of reading them."""
 
     def is_readable(name: Any) -> Any:
         return tf.numpy_function(_is_readable, [name], tf.bool)
 
-    names = tf.data.Dataset.from_tensor_slices([str(file) for file in files])
+    names = tf.data.Dataset.from_tensor_slices([os.fsencode(file) for file in files])
     readable = names.map(is_readable, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    broken = [str(file) for file, good in zip(files, readable.as_numpy_iterator(), strict=True) if not good]
+    broken = [shown(file) for file, good in zip(files, readable.as_numpy_iterator(), strict=True) if not good]
     if broken:
         more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
         raise ValueError(

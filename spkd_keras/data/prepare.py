@@ -39,6 +39,12 @@ def find_builder(name: str, data_dir: str | Path | None = None, **arguments: Any
     try:
         configs = [*tfds.builder_cls(known).builder_configs]
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        if Path(name).is_dir():
+            raise ValueError(
+                f"TFDS has no data set {base!r}. The photos of a folder are image_folder with path={name} and "
+                "image_size=224, the size that the network takes (spkd data show and evaluate: image_folder "
+                f"--set path={name} --set image_size=224)."
+            ) from error
         names = [*NOT_OF_TFDS, *ALIASES, *tfds.list_builders(with_community_datasets=False)]  # those need a network
         raise ValueError(f"TFDS has no data set {base!r}.{_nearest(base, names)}") from error
     if config and config.split("/")[0] not in configs:

@@ -132,11 +132,7 @@ def tapped(model: keras.Model, taps: Sequence[Tap], with_output: bool = False) -
     """
     if not is_graph(model):
         return _OutputOnly(model, len(taps))  # `resolve` gave nothing but the output
-    found: dict[Tap, list[Any]] = {tap: [] for tap in taps}
-    inputs = inputs_like(input_structure(model))
-    outputs = replay(model, inputs, _recorder(found, prefix=""))
-    if LOGITS in found:
-        found[LOGITS].append(outputs)
+    inputs, outputs, found = _replayed(model, taps)
     for tap, tensors in found.items():
         if len(tensors) != 1:
             raise ValueError(
@@ -150,6 +146,22 @@ def tapped(model: keras.Model, taps: Sequence[Tap], with_output: bool = False) -
             )
     results = {"taps": [found[tap][0] for tap in taps]}
     return keras.Model(inputs, results | ({"output": outputs} if with_output else {}), name=f"{model.name}_tapped")
+
+
+def nameable(model: keras.Model) -> list[Tap]:
+    """Returns the outputs of all layers that a term can name: one tensor, of a layer that is called once."""
+    _, _, found = _replayed(model, [Tap(path) for path, _ in layer_paths(model)])
+    return [tap for tap, tensors in found.items() if len(tensors) == 1 and isinstance(tensors[0], keras.KerasTensor)]
+
+
+def _replayed(model: keras.Model, taps: Sequence[Tap]) -> tuple[Any, Any, dict[Tap, list[Any]]]:
+    """Returns new inputs, what the model gives for them, and every tensor that passes at each tap."""
+    found: dict[Tap, list[Any]] = {tap: [] for tap in taps}
+    inputs = inputs_like(input_structure(model))
+    outputs = replay(model, inputs, _recorder(found, prefix=""))
+    if LOGITS in found:
+        found[LOGITS].append(outputs)
+    return inputs, outputs, found
 
 
 def _recorder(found: dict[Tap, list[Any]], prefix: str) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
 """An experiment as data: a frozen, validated model of its YAML file. Imports no TensorFlow."""
 
-from spkd_keras.experiment.loading import load_experiment, override
+from spkd_keras.experiment.loading import load_experiment, override, read_plain
 from spkd_keras.experiment.presets import loss_facts, presets
 from spkd_keras.experiment.problems import ExperimentError, unknown, validated
 from spkd_keras.experiment.published import Published
@@ -65,6 +65,7 @@ __all__ = [
     "override",
     "points",
     "presets",
+    "read_plain",
     "unknown",
     "validated",
 ]

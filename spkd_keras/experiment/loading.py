@@ -1,5 +1,6 @@
 """Reading an experiment from its file, with overrides from the command line."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,27 @@ import yaml
 
 from spkd_keras.experiment.presets import expand_methods
 from spkd_keras.experiment.problems import ExperimentError, shown, validated
-from spkd_keras.experiment.schema import Experiment
+from spkd_keras.experiment.schema import NAME_PATTERN, Experiment
 from spkd_keras.experiment.space import is_space, spaces
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which takes the last of several equal keys in silence, made to refuse them."""
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, made to refuse what it takes in silence or does not tell the place of.
+
+    It takes the last of several equal keys and data that contain themselves, and lets the errors of Python through
+    where a value is not what it looks like or is marked as: `2024-13-45`, `!!int abc`.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.deep_construct = True  # what contains itself cannot be made at once
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            problem = f"{node.value!r} is no {node.tag.rpartition(':')[2]} ({error})"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -46,11 +62,11 @@ def read_plain(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
     """Reads an experiment's file, with its overrides and its methods in full, as plain data that is not checked yet.
 
     Raises:
-        ExperimentError: if the file is missing or no YAML.
+        ExperimentError: if the file is missing or no YAML, or its name would be the experiment's and cannot be.
     """
     path = Path(path)
     try:
-        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        plain = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(str(other) for other in path.parent.glob("*.y*ml"))
         hint = f"There is {', '.join(near)}." if near else "Give the path of a YAML file."
@@ -61,12 +77,25 @@ def read_plain(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
         raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(plain, dict):
         raise ExperimentError(f"{path} must be a mapping with data, teacher, student, ... Received: {shown(plain)}.")
+    is_named = "name" in plain
     plain = {"name": path.stem, **plain}
     _expand(plain)  # so that an override finds `terms`
     for text in overrides:
         override(plain, text)
     _expand(plain)  # an override may have set a list
+    if not is_named and plain["name"] == path.stem and not re.match(NAME_PATTERN, path.stem):
+        raise ExperimentError(
+            f"{path} has no `name:`, so the experiment's is the file's, which it cannot have. Received: {path.stem!r}. "
+            "Give `name:`, of letters, digits and _ . + -, in the file, or rename the file."
+        )
     return plain
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except RecursionError:
+        raise yaml.YAMLError("lists or mappings are nested too deeply") from None
 
 
 def _expand(plain: dict[str, Any]) -> None:
@@ -102,7 +131,7 @@ def override(plain: dict[str, Any], assignment: str) -> None:
     if not equals or not key:
         raise ExperimentError(f"--set takes KEY=VALUE, for example data.batch_size=64. Received: {assignment}.")
     try:
-        value = yaml.safe_load(text)
+        value = _parsed(text)
     except yaml.YAMLError as error:
         raise ExperimentError(f"--set {key}: the value is not valid YAML: {' '.join(str(error).split())}") from error
     place: Any = plain

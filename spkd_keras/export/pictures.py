@@ -62,11 +62,6 @@ def _files(pattern: str) -> tuple[list[Path], str]:
     return files, "fits folders alone: give one of them, or a pattern for files" if fitting else "does not exist"
 
 
-def shown(file: str) -> str:
-    """Returns a file's name as text that can be printed, whatever bytes it is of."""
-    return os.fsencode(file).decode("utf-8", "backslashreplace")
-
-
 def read_file(path: Path, image_shape: tuple[int, int, int], resize: str | None) -> np.ndarray:
     """Reads one picture.
 

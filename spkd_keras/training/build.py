@@ -69,7 +69,7 @@ def build_network(spec: Network, images: data.AnyImages, role: str) -> keras.Mod
 
     Raises:
         ExperimentError: if there is no such network or file, an argument is unknown or refused, or the network does
-            not take these images.
+            not take these images or give one vector of logits.
     """
     shape, classes = images.image_shape, len(images.class_names)
     network = construct(spec, role, num_classes=classes, image_shape=shape)
@@ -80,7 +80,12 @@ def build_network(spec: Network, images: data.AnyImages, role: str) -> keras.Mod
         )
     if not network.built or not getattr(network, "inputs", None):
         raise ExperimentError(f"{role}: '{network.name}' is not built. Call it on a batch of images before saving it.")
-    inputs = [tuple(tensor.shape[1:]) for tensor in network.inputs]
+    _check_inputs_and_outputs(network, shape, role)
+    return network
+
+
+def _check_inputs_and_outputs(network: keras.Model, shape: tuple[int, ...], role: str) -> None:
+    inputs, outputs = ([tuple(tensor.shape[1:]) for tensor in tensors] for tensors in (network.inputs, network.outputs))
     if (
         len(inputs) != 1
         or len(inputs[0]) != 3
@@ -88,7 +93,12 @@ def build_network(spec: Network, images: data.AnyImages, role: str) -> keras.Mod
     ):
         wanted = " and ".join(map(str, inputs))
         raise ExperimentError(f"{role}: '{network.name}' takes images of shape {wanted}. Received: {tuple(shape)}.")
-    return network
+    if len(outputs) != 1 or len(outputs[0]) != 1 or None in outputs[0]:
+        given = " and ".join(map(str, outputs))
+        raise ExperimentError(
+            f"{role}: a classifier takes one image to one vector of logits. Received: '{network.name}' from "
+            f"{inputs[0]} to {given}. Save a network that ends in the logits alone."
+        )
 
 
 def build_student(experiment: Experiment, images: data.AnyImages) -> keras.Model:

@@ -20,15 +20,19 @@ def describe(network: keras.Model) -> dict[str, Any]:
     Returns:
         Name, image shape, number of classes, parameters (all, and trainable), multiply-adds for an image, bytes of the
         weights in float32, the taps `stage<N>`, `head` and `logits` with their shapes, and the default tap of losses
-        on activations with its shape, which is among them unless the network has no layers named `stage<N>`.
+        on activations with its shape, which is among them unless the network has no layers named `stage<N>`. Where
+        there is no default (None), the taps are all layers that a term can name.
 
     Raises:
         ValueError: if the image size is open or the network's inside cannot be reached.
     """
     cost = models.multiply_adds(network)  # refuses what has no graph
     named = [taps.Tap(path) for path, _ in taps.layer_paths(network) if NAMED_TAP.search(path)]
-    (default,) = taps.resolve(network, None, "last_stage", "network")
-    places = list(dict.fromkeys([*named, default]))
+    try:
+        (default,) = taps.resolve(network, None, "last_stage", "network")
+        places = list(dict.fromkeys([*named, default]))
+    except ValueError:  # neither stages nor a pooling or flatten: here above all one needs the names
+        default, places = None, taps.nameable(network)
     tapped = taps.tapped(network, places)
     shapes = {str(tap): list(taps.shape(tapped, places, [tap])[1:]) for tap in places}
     return {
@@ -40,5 +44,5 @@ def describe(network: keras.Model) -> dict[str, Any]:
         "multiply_adds": cost,
         "float32_bytes": 4 * network.count_params(),
         "taps": shapes,
-        "default_tap": str(default),
+        "default_tap": None if default is None else str(default),
     }
