@@ -4,21 +4,7 @@ from spkd_keras.experiment.loading import load_experiment, override, read_plain
 from spkd_keras.experiment.presets import loss_facts, presets
 from spkd_keras.experiment.problems import ExperimentError, unknown, validated
 from spkd_keras.experiment.published import Published
-from spkd_keras.experiment.schema import (
-    BASELINE,
-    TEACHER,
-    CacheSpec,
-    Checkpoints,
-    Data,
-    Experiment,
-    Method,
-    Network,
-    Schedule,
-    Teacher,
-    TermSpec,
-    WeightScheduleSpec,
-    differences,
-)
+from spkd_keras.experiment.schema import BASELINE, TEACHER, Experiment, differences
 from spkd_keras.experiment.searching import (
     METHOD,
     OBJECTIVES,
@@ -30,6 +16,17 @@ from spkd_keras.experiment.searching import (
     load_search,
     load_students,
     points,
+)
+from spkd_keras.experiment.sections import (
+    CacheSpec,
+    Checkpoints,
+    Data,
+    Method,
+    Network,
+    Schedule,
+    Teacher,
+    TermSpec,
+    WeightScheduleSpec,
 )
 from spkd_keras.experiment.space import Dimension, label
 

@@ -12,7 +12,8 @@ from spkd_keras.experiment.loading import check_plain, read_plain
 from spkd_keras.experiment.presets import expand_methods
 from spkd_keras.experiment.problems import ExperimentError, shown, unknown, validated
 from spkd_keras.experiment.published import Published
-from spkd_keras.experiment.schema import BASELINE, Experiment, Schedule
+from spkd_keras.experiment.schema import BASELINE, Experiment
+from spkd_keras.experiment.sections import Schedule
 from spkd_keras.experiment.space import Dimension, is_space, label, published_weight, put, read_dimension, spaces
 
 METHOD = ("methods",)  # the path of the method itself, where it varies

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from spkd_keras.experiment.schema import TermSpec
+from spkd_keras.experiment.sections import TermSpec
 from spkd_keras.run_files import Run
 
 
