@@ -12,10 +12,10 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from spkd_keras.cli.first_moments import INTERRUPTED
 from spkd_keras.experiment import ExperimentError
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
-INTERRUPTED = 130  # as shells have it: 128 + the number of SIGINT
 CLEAR = (
     "RunsFailedError",
     "StorageError",
@@ -76,16 +76,20 @@ def keras_prints_to_stderr() -> AbstractContextManager[Any]:
 
 @contextmanager
 def quiet_standard_error() -> Iterator[None]:
-    """Holds back what is written to file descriptor 2, by C++ code too, and shows it only if there is an error."""
+    """Holds back what is written to file descriptor 2, by C++ code too.
+
+    It is shown if there is an error that it may explain: not if the error's own line is clear, or after Ctrl-C.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
-            held.seek(0)
-            os.write(kept, held.read())
+        except Exception as error:
+            if not (isinstance(error, ExperimentError) or type(error).__name__ in CLEAR):
+                held.seek(0)
+                os.write(kept, held.read())
             raise
         finally:
             os.dup2(kept, 2)
