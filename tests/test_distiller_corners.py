@@ -260,3 +260,13 @@ def test_a_numpy_number_is_a_weight() -> None:
     model = Distiller(small_network(8), small_network(), [Term(SP(), np.float32(3))])
     assert float(model.term_weights["similarity_preserving"].numpy()) == 3.0
     assert Term.from_config(model.terms[0].get_config()).weight == 3.0
+
+
+def test_a_term_may_not_have_the_name_of_a_validation_metric() -> None:
+    class ValAccuracy(SP):
+        """Whose default name would be that of an accuracy on held-out images."""
+
+    for term, name in ((Term(SP(), name="val_accuracy"), "val_accuracy"), (Term(ValAccuracy()), "val_accuracy")):
+        with pytest.raises(ValueError, match=rf"must not begin with val_, .* Received: name='{name}'\. Give the term"):
+            distiller(small_network(8), small_network(), [term])
+    distiller(small_network(8), small_network(), [Term(SP(), name="valid")])

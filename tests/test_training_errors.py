@@ -171,6 +171,7 @@ WRONG = [
     ("methods.sp.terms.0.name=epoch", "methods.sp"),
     ("methods.sp.terms.0.name=accuracy", "methods.sp"),
     ("methods.sp.terms.0.name=learning_rate", "methods.sp"),
+    ("methods.sp.terms.0.name=val_accuracy", "methods.sp: `name` of a Term must not begin with val_, which stands"),
     ("teacher={path: nowhere.keras}", "teacher.path: the file does not exist: nowhere.keras. "),
 ]
 

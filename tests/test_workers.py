@@ -11,8 +11,10 @@ import sys
 import time
 
 import pytest
+from test_cli import call
 from tiny_experiment import assert_same_run, untrained_teacher
 
+from spkd_keras import training
 from spkd_keras.cli import launcher
 from spkd_keras.experiment import Data, ExperimentError
 from spkd_keras.ports import free_ports
@@ -29,6 +31,7 @@ schedule: {{epochs: 2, learning_rate: 0.05}}
 methods: {{sp: [{{loss: similarity_preserving, weight: 100.0}}]}}
 checkpoints: {{steps: 2}}
 """
+WAITING = "Waiting for the 2 processes that TF_CONFIG names. Ctrl-C ends this one."
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +170,59 @@ def test_a_cluster_that_is_none(no_cluster, config, said):
         devices_for("multiworker")
 
 
+def two_workers():
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": 0}})
+
+
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_who_waits_for_other_processes_says_so_and_can_be_ended(no_cluster, tmp_path, before):
+    handlers = []
+
+    def wait(*_):
+        handlers.append(signal.getsignal(signal.SIGINT))
+        raise ExperimentError("Enough.")
+
+    no_cluster.setattr(training, "devices_for", wait)
+    (tmp_path / "shared.yaml").write_text(EXPERIMENT.format(teacher="teacher.keras"))
+    found = signal.signal(signal.SIGINT, before)
+    try:
+        # One that waits for nobody has nothing to say.
+        assert call("run", tmp_path / "shared.yaml").stderr == "spkd: Enough.\n"
+        no_cluster.setenv("TF_CONFIG", two_workers())
+        result = call("run", tmp_path / "shared.yaml", "--strategy", "multiworker")
+        assert (result.exit_code, result.stderr) == (2, f"{WAITING}\nspkd: Enough.\n")
+        assert signal.getsignal(signal.SIGINT) == before
+    finally:
+        signal.signal(signal.SIGINT, found)
+    assert handlers == [before, before if before == signal.SIG_IGN else signal.SIG_DFL]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_one_that_waits(no_cluster, tmp_path):
+    """When SIGTERM ends it too, TensorFlow no longer takes that over, and a thread that waits may do better."""
+    no_cluster.setenv("TF_CONFIG", two_workers())
+    (tmp_path / "shared.yaml").write_text(EXPERIMENT.format(teacher="teacher.keras"))
+    arguments = [*command(tmp_path, tmp_path / "runs"), "--strategy", "multiworker"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        assert WAITING in process.stderr.readline()
+        status = pathlib.Path(f"/proc/{process.pid}/status")
+        while not caught(status.read_text()) & 1 << signal.SIGTERM - 1:  # TensorFlow waits from here on
+            time.sleep(0.1)
+            assert process.poll() is None
+        process.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT
+    assert not (tmp_path / "runs").exists()
+
+
+def caught(status):
+    """The signals that a process handles, as bits."""
+    return int(re.findall(r"SigCgt:\s*(\w+)", status)[0], 16)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("address", ["busy", "nowhere"])
 def test_an_address_that_cannot_be_had(no_cluster, tmp_path, address):
@@ -184,7 +240,9 @@ def test_an_address_that_cannot_be_had(no_cluster, tmp_path, address):
         done = subprocess.run(arguments, capture_output=True, text=True)
     said = " ".join(done.stderr.split())
     assert done.returncode == 2
-    assert said.startswith("spkd: TF_CONFIG must give this process an address HOST:PORT of this machine that is free.")
+    assert said.startswith(
+        f"{WAITING} spkd: TF_CONFIG must give this process an address HOST:PORT of this machine that is free."
+    )
     assert f"Received: {address} (" in said
 
 

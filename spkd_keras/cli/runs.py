@@ -1,6 +1,9 @@
 """The commands that run experiments and report on them."""
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +17,7 @@ from spkd_keras.cli.console import (
     answers,
     clear_errors,
     keras_prints_to_stderr,
+    notice,
     quiet_standard_error,
     say,
     starting_tensorflow,
@@ -25,6 +29,7 @@ from spkd_keras.experiment import ExperimentError
 
 if TYPE_CHECKING:
     from spkd_keras.report import ExperimentResult
+    from spkd_keras.training import Devices
 
 
 @app.command()
@@ -66,9 +71,8 @@ def run(
         if devices is not None and strategy is None:
             raise ExperimentError("--devices needs --strategy, for example --strategy mirrored --devices 2.")
         with starting_tensorflow():
-            from spkd_keras.training import RunsFailedError, devices_for, run_experiment
-        with quiet_standard_error():
-            found = devices_for(strategy, devices)
+            from spkd_keras.training import RunsFailedError, run_experiment
+        found = _find_devices(strategy, devices)
         failed = None
         with ProgressObserver() as observer, keras_prints_to_stderr():
             try:
@@ -79,6 +83,35 @@ def run(
             _report(root, root / "report", as_json)
         if failed is not None:
             raise failed
+
+
+def _find_devices(strategy: str | None, count: int | None) -> "Devices":
+    """Finds the devices; says so first where it has to wait for other processes."""
+    from spkd_keras.training import devices_for, processes_for
+
+    with quiet_standard_error():
+        processes = processes_for(strategy)
+    waiting: AbstractContextManager[None] = nullcontext()
+    if processes > 1:
+        notice(f"Waiting for the {processes} processes that TF_CONFIG names. Ctrl-C ends this one.")
+        waiting = _ending_at_once()
+    with waiting, quiet_standard_error():
+        return devices_for(strategy, count)
+
+
+@contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Lets Ctrl-C end the process by the system's own hand: while TensorFlow 2.21 waits, Python sees no signal.
+
+    No other thread helps, since the call keeps Python's lock. TensorFlow takes SIGTERM over itself meanwhile.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @app.command()

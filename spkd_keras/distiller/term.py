@@ -12,6 +12,8 @@ import keras
 
 from spkd_keras.losses.base import snake_case
 
+VALIDATION = "val_"  # before the names of what Keras measures on validation data
+
 
 @dataclasses.dataclass(frozen=True)
 class Term:
@@ -133,7 +135,8 @@ def named(terms: Sequence[Term], reserved: Sequence[str]) -> dict[str, Term]:
         reserved: names that a term cannot have.
 
     Raises:
-        ValueError: if something else than a Term is among them, or a given name is reserved, there twice, or no word.
+        ValueError: if something else than a Term is among them, a given name is reserved, there twice, or no word, or
+            a name begins as Keras' names of validation metrics do.
     """
     for term in terms if isinstance(terms, Sequence) else [terms]:
         if not isinstance(term, Term) or not isinstance(terms, Sequence):
@@ -149,6 +152,11 @@ def named(terms: Sequence[Term], reserved: Sequence[str]) -> dict[str, Term]:
     result = {}
     for term in terms:
         name = term.name or _free_name(term, taken)
+        if name.startswith(VALIDATION):
+            raise ValueError(
+                f"`name` of a Term must not begin with {VALIDATION}, which stands before what is measured on held-out "
+                f"images. Received: name={name!r}. Give the term another `name`."
+            )
         taken.append(name)
         result[name] = dataclasses.replace(term, name=name)
     return result

@@ -2,7 +2,7 @@
 
 from spkd_keras.training.check import Check, check_experiment
 from spkd_keras.training.describe import describe
-from spkd_keras.training.devices import STRATEGIES, Devices, WorkerLostError, devices_for
+from spkd_keras.training.devices import STRATEGIES, Devices, WorkerLostError, devices_for, processes_for
 from spkd_keras.training.folder import StorageError
 from spkd_keras.training.interruption import Interrupted
 from spkd_keras.training.run import RunsFailedError, cache_teacher, run_experiment
@@ -20,6 +20,7 @@ __all__ = [
     "check_experiment",
     "describe",
     "devices_for",
+    "processes_for",
     "run_experiment",
     "trained_teacher",
 ]

@@ -159,6 +159,21 @@ class Devices:
         return whole().numpy()
 
 
+def processes_for(name: str | None) -> int:
+    """Returns how many processes share a training, this one among them: `devices_for` waits for all of them.
+
+    Args:
+        name: as in `devices_for`.
+
+    Raises:
+        ExperimentError: if nothing names them.
+    """
+    if name != "multiworker":
+        return 1
+    _find_cluster()
+    return len(_cluster()["cluster"]["worker"])
+
+
 def devices_for(name: str | None, count: int | None = None) -> Devices:
     """Finds the devices of a strategy. To be called before TensorFlow does anything else.
 
