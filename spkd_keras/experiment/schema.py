@@ -108,11 +108,6 @@ class Schedule(_Model):
             rate *= factor if epoch >= start else 1.0
         return rate
 
-    @property
-    def drops_too_late(self) -> list[int]:
-        """The integers among the keys of `drops` that no epoch reaches; fractions are of the epochs there are."""
-        return [when for when in self.drops if isinstance(when, int) and when >= self.epochs]
-
 
 class Checkpoints(_Model):
     """When the state of a training is written, beside the end of each epoch. No result depends on it.
