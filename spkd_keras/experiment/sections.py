@@ -98,11 +98,6 @@ class Schedule(Section):
             rate *= factor if epoch >= start else 1.0
         return rate
 
-    @property
-    def drops_too_late(self) -> list[int]:
-        """The integers among the keys of `drops` that no epoch reaches; fractions are of the epochs there are."""
-        return [when for when in self.drops if isinstance(when, int) and when >= self.epochs]
-
 
 class Checkpoints(Section):
     """When the state of a training is written, beside the end of each epoch. No result depends on it.

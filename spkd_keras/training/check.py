@@ -201,7 +201,7 @@ def _occupied(experiment: Experiment, training: Experiment | None, root: Path) -
 
 
 def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Finding]:
-    """Looks for drops of the learning rate that no epoch reaches: with fewer epochs, they were forgotten."""
+    """Looks for drops of the learning rate at epochs that never come; fractions are of what epochs there are."""
     schedules = {"schedule": experiment.schedule}
     if training is not None and training.schedule != experiment.schedule:
         schedules["teacher.schedule"] = training.schedule
@@ -214,7 +214,7 @@ def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Fin
             f"Give fractions of the epochs, such as --set '{place}.drops={{0.3: 0.2, 0.6: 0.2, 0.8: 0.2}}'.",
         )
         for place, schedule in schedules.items()
-        if (late := schedule.drops_too_late)
+        if (late := [when for when in schedule.drops if isinstance(when, int) and when >= schedule.epochs])
     ]
 
 
