@@ -39,7 +39,8 @@ def test_the_recorded_runs_are_of_the_experiment_as_it_is(name):
         assert run.summary is not None
         assert not differences(run.spec, expected)
         assert run.experiment == experiment.name == name
-    assert any(run.method == "student" for run in runs)
+    expected = {(method, seed) for method in experiment.methods for seed in experiment.seeds}
+    assert {(run.method, run.seed) for run in runs} == expected | {(TEACHER, 0)}
 
 
 @pytest.mark.parametrize("name", SEARCHES)
