@@ -31,7 +31,8 @@ main()
 
 def interrupted(program, handler="signal.default_int_handler"):
     """What becomes of a program that imports the command line when Ctrl-C comes at once."""
-    command = [sys.executable, "-c", PROGRAM.format(handler=handler), program]
+    # -P: the package that is installed, not the one in the folder where the tests run.
+    command = [sys.executable, "-P", "-c", PROGRAM.format(handler=handler), program]
     return subprocess.run(command, capture_output=True, text=True)
 
 
