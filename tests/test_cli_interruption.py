@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,9 +32,10 @@ main()
 
 def interrupted(program, handler="signal.default_int_handler"):
     """What becomes of a program that imports the command line when Ctrl-C comes at once."""
-    # -P: the package that is installed, not the one in the folder where the tests run.
+    # The package of this process, whether it is installed or that of the folder where the tests run.
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     command = [sys.executable, "-P", "-c", PROGRAM.format(handler=handler), program]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def test_an_interruption_of_the_first_imports():
