@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from spkd_keras.cli import app
 from spkd_keras.experiment import TEACHER, differences, load_experiment, load_search
-from spkd_keras.report import read_runs, read_trials
+from spkd_keras.report import read_runs, read_trials, summarise
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -49,6 +49,7 @@ def test_the_recorded_trials_are_of_the_search_as_it_is_and_chose_the_weights(na
     (final,) = (ROOT / "experiments").glob(f"**/{name.removesuffix('-search')}.yaml")
     chosen = load_experiment(final)
     trials = read_trials(RESULTS / name)
+    (result,) = summarise(read_runs(RESULTS / chosen.name), trials)
     for method in {trial.method for trial in trials}:
         point, space = load_search(file, methods=[method])
         (dimension,) = space.dimensions
@@ -58,6 +59,8 @@ def test_the_recorded_trials_are_of_the_search_as_it_is_and_chose_the_weights(na
             assert not differences(trial.spec, space.at(point, {dimension.name: weight}).single(method, 0))
             weights[weight] = trial.summary["validation_error"]
         assert set(weights) == set(dimension.values), "every point was tried"
+        (curve,) = [curve for curve in result.weights if curve.methods == [method]]
+        assert {weight: [error] for weight, error in weights.items()} == curve.errors, "it is in the report"
         (term,) = chosen.methods[method].terms
         assert term.weight == min(weights, key=weights.get), "by the held-out error"
         others = {line.partition(": ")[0] for line in differences(trial.spec, chosen.single(method, 0))}

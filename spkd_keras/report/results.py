@@ -103,7 +103,7 @@ def summarise(runs: Sequence[Run], trials: Sequence[Run] = ()) -> list[Experimen
     for name, root in experiments:
         own = [run for run in runs if (run.experiment, run.folder.parent) == (name, root)]
         result = _result(name, root, own, "seeds", name if names.count(name) == 1 else f"{name} in {root}")
-        results.append(result._replace(weights=weight_curves(own, [*runs, *trials])))
+        results.append(result._replace(weights=weight_curves(own, [*trials, *runs])))
     return results
 
 

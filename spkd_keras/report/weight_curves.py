@@ -33,9 +33,10 @@ def weight_curves(own: Sequence[Run], others: Sequence[Run] = ()) -> list[Weight
 
     Args:
         own: runs of an experiment, of which each curve has at least one.
-        others: runs of other experiments and trials of searches, which may lie on the same curves.
+        others: runs of other experiments and trials of searches, which may lie on the same curves. Of equal ones the
+            first counts, here before `own`: a trial, among which the weight was chosen, and not its run.
     """
-    every = [run for run in [*own, *others] if run.summary]
+    every = [run for run in [*others, *own] if run.summary]
     groups = _groups(every)
     curves = []
     for key in _groups([run for run in own if run.summary]):
@@ -82,7 +83,11 @@ def _terms(run: Run) -> list[TermSpec]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return run.spec.model_dump(mode="json", exclude={"name", "methods", "seeds", "checkpoints", "published"})
+    settings = run.spec.model_dump(mode="json", exclude={"name", "methods", "seeds", "checkpoints", "published"})
+    cache = settings["teacher"] and settings["teacher"]["cache"]
+    if cache and cache["sketch"] is None and settings["data"]["augmentation"] == "none":
+        settings["teacher"]["cache"] = None  # the same values, up to rounding, as of the teacher itself in a search
+    return settings
 
 
 def _all_else(run: Run, index: int) -> str:
