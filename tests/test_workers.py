@@ -204,18 +204,26 @@ def test_ctrl_c_ends_one_that_waits(no_cluster, tmp_path):
     no_cluster.setenv("TF_CONFIG", two_workers())
     (tmp_path / "shared.yaml").write_text(EXPERIMENT.format(teacher="teacher.keras"))
     arguments = [*command(tmp_path, tmp_path / "runs"), "--strategy", "multiworker"]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
-        assert WAITING in process.stderr.readline()
-        status = pathlib.Path(f"/proc/{process.pid}/status")
-        while not caught(status.read_text()) & 1 << signal.SIGTERM - 1:  # TensorFlow waits from here on
-            time.sleep(0.1)
-            assert process.poll() is None
-        process.terminate()
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(2)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == -signal.SIGINT
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interruptions) as process:
+        try:
+            assert WAITING in process.stderr.readline()
+            status = pathlib.Path(f"/proc/{process.pid}/status")
+            while not caught(status.read_text()) & 1 << signal.SIGTERM - 1:  # TensorFlow waits from here on
+                time.sleep(0.1)
+                assert process.poll() is None
+            process.terminate()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(2)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == -signal.SIGINT
+        finally:
+            process.kill()
     assert not (tmp_path / "runs").exists()
+
+
+def heed_interruptions():
+    """The tests may run in the background of a shell, which has SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def caught(status):
