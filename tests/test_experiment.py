@@ -25,7 +25,8 @@ LOADERS = {
     "digits-search": load_search,
     "digits-frontier": load_students,
     **dict.fromkeys(
-        ("cifar10-search", "dtd-search", "fashion_mnist-search"), lambda file: load_search(file, methods=["sp"])
+        ("cifar10-search", "cifar10-shufflenet_v2-search", "dtd-search", "fashion_mnist-search"),
+        lambda file: load_search(file, methods=["sp"]),
     ),
 }
 
@@ -88,7 +89,7 @@ def test_the_shortest_experiment_has_the_published_defaults(load):
 def test_shipped_experiments_load(file):
     loader = LOADERS.get(file.stem)
     experiment = load_experiment(file) if loader is None else loader(file)[0]
-    assert experiment.name == (file.stem if loader is None else file.stem.partition("-")[0]), (
+    assert experiment.name == (file.stem if loader is None else file.stem.rpartition("-")[0]), (
         "they share the teacher's run"
     )
     assert "student" in experiment.methods, "there is a baseline to compare with"
