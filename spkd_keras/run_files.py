@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spkd_keras.experiment import Experiment, ExperimentError, load_experiment
+from spkd_keras.experiment import Experiment, ExperimentError, damaged, load_experiment, read_record
 
 # What a report reads of a summary. There is no best epoch where nothing was held out.
 READ_KEYS = {
@@ -18,6 +18,7 @@ READ_KEYS = {
     "parameters": int | float,
     "multiply_adds": int | float,
 }
+WITHOUT = "Delete it: a report goes without it."
 CONFIRMATION = "confirmation"  # a search's folder of runs
 FOLD = re.compile(r"(?P<stem>.+?)[/_.-]fold(?P<fold>\d+)")
 
@@ -72,14 +73,14 @@ def read_trials(folder: str | Path) -> list[Run]:
             continue
         experiment = load_experiment(file.with_name("experiment.yaml"))
         method, seed = next(iter(experiment.methods)), experiment.seeds[0]
+        outcome = read_record(file, WITHOUT)
+        # One that failed has no error, and what Hyperband ended early is not of the whole schedule.
+        if outcome is None or outcome.get("epochs") != experiment.schedule.epochs:
+            continue
         try:
-            outcome = json.loads(file.read_text(encoding="utf-8"))
-            # One that failed has no error, and what Hyperband ended early is not of the whole schedule.
-            if outcome.get("epochs") != experiment.schedule.epochs:
-                continue
             outcome["validation_error"] = float(outcome["validation_error"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ExperimentError(f"{file} is damaged ({error!r}). Delete it: a report goes without it.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(file, repr(error), WITHOUT) from error
         trials.append(Run(file.parent, experiment.name, method, seed, outcome, experiment))
     return trials
 
@@ -99,22 +100,14 @@ def _files(folder: Path, name: str) -> list[Path]:
 
 
 def _read_summary(file: Path) -> dict[str, Any] | None:
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-        for key, kind in READ_KEYS.items():
-            if not isinstance(summary[key], kind) or not math.isfinite(summary[key] or 0):
-                raise TypeError(f"{key} is {summary[key]!r}")
-    except FileNotFoundError:
+    summary = read_record(file)
+    if summary is None:
         return None
-    except OSError as error:
-        raise ExperimentError(
-            f"{file} cannot be read ({error.strerror}). Make it a file that can be read, or delete it, and `spkd run` "
-            "does that run again."
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExperimentError(
-            f"{file} is damaged ({error!r}). Delete it, and `spkd run` does that run again."
-        ) from error
+    for key, kind in READ_KEYS.items():
+        if key not in summary:
+            raise damaged(file, f"it has no {key}")
+        if not isinstance(summary[key], kind) or not math.isfinite(summary[key] or 0):
+            raise damaged(file, f"{key} is {summary[key]!r}")
     return summary
 
 
@@ -131,7 +124,7 @@ def read_history(run: Run) -> list[dict[str, float]]:
         with file.open(newline="", encoding="utf-8") as lines:
             return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise ExperimentError(f"{file} is damaged ({error!r}). Delete it: a report goes without it.") from error
+        raise damaged(file, repr(error), WITHOUT) from error
 
 
 def read_similarities(file: Path) -> dict[str, Any]:
@@ -147,9 +140,8 @@ def read_similarities(file: Path) -> dict[str, Any]:
             arrays = dict(archive)
         arrays["labels"], arrays["student"]
     except Exception as error:  # whatever a damaged archive makes zipfile and NumPy raise
-        raise ExperimentError(
-            f"{file} is damaged ({error!r}). Delete it and the summary.json beside it, and `spkd run` writes it again."
-        ) from error
+        cure = "Delete it and the summary.json beside it, and `spkd run` writes it again."
+        raise damaged(file, repr(error), cure) from error
     return arrays
 
 

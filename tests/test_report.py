@@ -145,7 +145,7 @@ def test_a_summary_that_cannot_be_read(root):
     file.mkdir()
     with pytest.raises(ExperimentError) as caught:
         report.read_runs(root)
-    assert str(caught.value).startswith(f"{file} cannot be read (Is a directory). Make it a file that can be read, or ")
+    assert str(caught.value).startswith(f"{file} cannot be read (Is a directory). Make it readable, or ")
 
 
 @pytest.mark.parametrize("read", [report.read_runs, report.read_trials])

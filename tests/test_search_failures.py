@@ -1,5 +1,7 @@
 """What ends a search or a trial, and what refuses to go on: without any training."""
 
+import shutil
+
 import keras
 import pytest
 import tensorflow as tf
@@ -10,10 +12,12 @@ from spkd_keras.experiment import ExperimentError
 from spkd_keras.ports import free_ports
 from spkd_keras.search import search as searches
 from spkd_keras.search.distributed import variables
-from spkd_keras.search.tuner import MOST_DEATHS
+from spkd_keras.search.tuner import MOST_DEATHS, OUTCOME, DistillationTuner
 from spkd_keras.training import StorageError
-from spkd_keras.training.folder import locked
+from spkd_keras.training.folder import locked, write_json
 from spkd_keras.training.train import Training
+
+DONE = {"validation_error": 0.25, "val_accuracy": 0.75, "epochs": 2, "parameters": 1}
 
 
 def broken(monkeypatch, error):
@@ -47,6 +51,32 @@ def test_a_trial_that_another_process_is_at_does_not_fail(tmp_path):
     with locked(search.folder / "trials" / "trial_0"), pytest.raises(ExperimentError, match="by another process"):
         search.run()
     assert not outcomes(search)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("search.json", "{", "is damaged (Expecting property name"),
+        ("search.json", '{"tuner": "random"}', "is damaged (it has no experiment)"),
+        ("trials/trial_0/outcome.json", "[]", "is damaged (it is a list)"),
+        ("trials/trial_0/outcome.json", "{}", "is damaged (it has no validation_error)"),
+        ("trials/trial_0/outcome.json", None, "is damaged (it has no validation_error)"),
+    ],
+)
+def test_a_damaged_record(tmp_path, monkeypatch, name, content, said):
+    monkeypatch.setattr(
+        DistillationTuner, "_train", lambda self, trial, name, run: write_json(run.path / OUTCOME, DONE)
+    )
+    search = tiny_search(tmp_path, GAMMA, trials=1)
+    assert search.run().trials[0].error == 0.25
+    file = search.folder / name
+    file.unlink() if content is None else file.write_text(content, encoding="utf-8")
+    with pytest.raises(ExperimentError) as caught:
+        tiny_search(tmp_path, GAMMA, trials=1).run()
+    assert str(caught.value).startswith(f"{file} {said}")
+    assert str(caught.value).endswith(f". Delete {search.folder}, and `spkd tune` searches anew.")
+    shutil.rmtree(search.folder)
+    assert tiny_search(tmp_path, GAMMA, trials=1).run().trials[0].error == 0.25
 
 
 def test_another_teacher_is_refused(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from spkd_keras.experiment.loading import load_experiment, override, read_plain
 from spkd_keras.experiment.presets import loss_facts, presets
 from spkd_keras.experiment.problems import ExperimentError, unknown, validated
 from spkd_keras.experiment.published import Published
+from spkd_keras.experiment.records import damaged, read_record
 from spkd_keras.experiment.schema import BASELINE, TEACHER, Experiment, differences
 from spkd_keras.experiment.searching import (
     METHOD,
@@ -53,6 +54,7 @@ __all__ = [
     "WeightScheduleSpec",
     "check_objective",
     "check_tuner",
+    "damaged",
     "differences",
     "label",
     "load_experiment",
@@ -63,6 +65,7 @@ __all__ = [
     "points",
     "presets",
     "read_plain",
+    "read_record",
     "unknown",
     "validated",
 ]

@@ -1,6 +1,5 @@
 """What a run's folder tells of its student: networks, data, method and the accuracy over the seeds."""
 
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,16 @@ import numpy as np
 
 from spkd_keras import data
 from spkd_keras.distiller import taps
-from spkd_keras.experiment import BASELINE, TEACHER, Experiment, ExperimentError, Network, TermSpec, load_experiment
+from spkd_keras.experiment import (
+    BASELINE,
+    TEACHER,
+    Experiment,
+    ExperimentError,
+    Network,
+    TermSpec,
+    load_experiment,
+    read_record,
+)
 from spkd_keras.losses import LOSSES
 from spkd_keras.training.build import construct, load_data
 
@@ -40,11 +48,11 @@ class FinishedRun:
         self.seed = self.experiment.seeds[0]
         if self.folder.resolve().name != f"{self.method}-seed{self.seed}":
             raise ExperimentError(f"{self.folder} is not a run's folder. Give runs/<name>/<method>-seed<k>.")
-        summary = _read(self.folder / "summary.json")
+        summary = read_record(self.folder / "summary.json")
         if summary is None or not (self.folder / "student.keras").is_file():
             raise ExperimentError(f"The run in {self.folder} is not finished. `spkd run` continues it.")
         self.summary = summary
-        self.environment = _read(self.folder / "environment.json") or {}
+        self.environment = read_record(self.folder / "environment.json") or {}
 
     def student(self) -> keras.Model:
         """Loads the student."""
@@ -108,7 +116,7 @@ class FinishedRun:
     def _over_seeds(self, method: str) -> dict[str, Any] | None:
         accuracies = {}
         for file in self.folder.resolve().parent.glob(f"{method}-seed*/summary.json"):
-            summary = _read(file) or {}
+            summary = read_record(file) or {}
             if summary.get("method") == method:
                 accuracies[int(summary["seed"])] = 1 - summary["test_error"]
         if not accuracies:
@@ -156,20 +164,3 @@ def some(images: data.AnyImages, count: int) -> tuple[np.ndarray, np.ndarray]:
 def resize_of(images: data.AnyImages) -> str:
     """Returns how a data set brings its pictures to the size of the input, as in `Metadata`."""
     return "crop" if isinstance(images, data.Photos) else "stretch"
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError(f"it is a {type(content).__name__}")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ExperimentError(
-            f"{file} cannot be read ({error.strerror}). Make it a file that can be read, or delete it, and `spkd run` "
-            "does that run again."
-        ) from error
-    except (ValueError, TypeError) as error:
-        raise ExperimentError(f"{file} is damaged ({error}). Delete it, and `spkd run` does that run again.") from error
-    return content

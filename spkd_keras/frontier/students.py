@@ -1,7 +1,6 @@
 """Training, exporting and measuring many students of one teacher under one budget."""
 
 import hashlib
-import json
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from spkd_keras import data
-from spkd_keras.experiment import BASELINE, TEACHER, Experiment, ExperimentError, StudentSpec
+from spkd_keras.experiment import BASELINE, TEACHER, Experiment, ExperimentError, StudentSpec, read_record
 from spkd_keras.export import Exporter, load_runner
 from spkd_keras.export.latency import machine, measure
 from spkd_keras.export.run import FinishedRun, resize_of, some
@@ -190,14 +189,13 @@ def _measured(
     path, record = folder / f"student{SUFFIXES[format]}", folder / f"{format}-{MEASURED}"
     if format == "saved_model":
         path = folder / "saved_model"
-    if record.is_file() and path.exists():
-        before: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        if before["student"] == digest:
-            if before.get("measured_on") != _here(format):
-                with quiet():
-                    before |= {"measured_on": _here(format), "latency": _latency(path, splits)}
-                write_json(record, before)
-            return before
+    before = read_record(record, "Delete it, and `spkd frontier` measures that student again.")
+    if before is not None and path.exists() and before.get("student") == digest:
+        if before.get("measured_on") != _here(format):
+            with quiet():
+                before |= {"measured_on": _here(format), "latency": _latency(path, splits)}
+            write_json(record, before)
+        return before
     student: keras.Model = run.student()
     pixels, labels = some(_known(splits.validation), COMPARED_IMAGES)
     with quiet():

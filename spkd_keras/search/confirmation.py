@@ -1,10 +1,9 @@
 """Whether the best point of a search beats the given one, over seeds: the search itself looked at one seed alone."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spkd_keras.experiment import Space, points
+from spkd_keras.experiment import Space, points, read_record
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.report import compared
 from spkd_keras.run_files import CONFIRMATION
@@ -99,7 +98,7 @@ def _errors(
         for seed, run in _runs(out / point.name, method, seeds).items()
         if run.name not in failed
     }
-    return {seed: float(json.loads(f.read_text(encoding="utf-8"))["validation_error"]) for seed, f in files.items()}
+    return {seed: float((read_record(f) or {})["validation_error"]) for seed, f in files.items()}
 
 
 def _failure_of_first(trials: list[TrialResult]) -> str | None:

@@ -13,11 +13,12 @@ from spkd_keras.experiment import (
     ExperimentError,
     Method,
     Space,
+    damaged,
     differences,
     label,
 )
 from spkd_keras.search.hypermodel import DistillationHyperModel
-from spkd_keras.search.tuner import read_outcome, trial_name
+from spkd_keras.search.tuner import OUTCOME, anew, read_outcome, trial_name
 from spkd_keras.training.folder import write_text
 from spkd_keras.training.teacher_run import with_trained_teacher
 
@@ -50,11 +51,17 @@ class TrialResult(NamedTuple):
 
 
 def read_trials(oracle: keras_tuner.Oracle, hypermodel: DistillationHyperModel, folder: Path) -> list[TrialResult]:
-    """Returns the trials, the best first, those that failed last."""
+    """Returns the trials, the best first, those that failed last.
+
+    Raises:
+        ExperimentError: if the record of one is damaged.
+    """
     found = []
     for trial_id, trial in oracle.trials.items():
         outcome = read_outcome(folder / f"trial_{trial_id}")
         done = trial.status == "COMPLETED"
+        if done and "validation_error" not in outcome:
+            raise damaged(folder / f"trial_{trial_id}" / OUTCOME, "it has no validation_error", anew(folder.parent))
         reason = outcome.get("failed") or _last_line(trial.message) or NO_REASON
         found.append(
             TrialResult(

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +18,10 @@ from spkd_keras.experiment import (
     Space,
     check_objective,
     check_tuner,
+    damaged,
     differences,
     label,
+    read_record,
     validated,
 )
 from spkd_keras.observer import Observer
@@ -41,7 +42,7 @@ from spkd_keras.search.distributed import (
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import DRAWS, make_oracle
 from spkd_keras.search.results import TrialResult, is_used_up, read_trials, write_best
-from spkd_keras.search.tuner import TRIALS, DistillationTuner, finished, trial_name
+from spkd_keras.search.tuner import TRIALS, DistillationTuner, anew, finished, trial_name
 from spkd_keras.training.folder import RunFolder, StorageError, check_writable, locked, write_json
 from spkd_keras.training.interruption import Interruption
 
@@ -218,12 +219,14 @@ class Search:
 
     def _check_record(self) -> str | None:
         """Checks that the folder, if something is in it, is this very search's; returns its teacher's fingerprint."""
-        file = self.folder / RECORD
-        if not file.exists():
+        before = read_record(self.folder / RECORD, anew(self.folder))
+        if before is None:
             return None
         import yaml
 
-        before, now = json.loads(file.read_text(encoding="utf-8")), self._record()
+        now = self._record()
+        if missing := now.keys() - before.keys():
+            raise damaged(self.folder / RECORD, f"it has no {min(missing)}", anew(self.folder))
         old, new = (validated(Experiment, yaml.safe_load(r.pop("experiment")), RECORD) for r in (before, now))
         fields = [f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
         fields += differences(old, new)

@@ -13,7 +13,7 @@ from keras_tuner import errors
 from keras_tuner.engine import trial as trials
 
 from spkd_keras.distiller import Distiller
-from spkd_keras.experiment import Experiment, ExperimentError
+from spkd_keras.experiment import Experiment, ExperimentError, read_record
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.search.distributed import without_prints
 from spkd_keras.search.hypermodel import DistillationHyperModel
@@ -176,9 +176,12 @@ def _results(training: Training, distiller: Distiller, images: int) -> dict[str,
 
 def read_outcome(folder: Path) -> dict[str, Any]:
     """Returns what a trial came to, or why it failed under `failed`, from its folder; nothing if it has not ended."""
-    file = folder / OUTCOME
-    outcome: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return outcome
+    return read_record(folder / OUTCOME, anew(folder.parents[1])) or {}
+
+
+def anew(search: Path) -> str:
+    """Returns what to do about the folder of a search in which a record is damaged."""
+    return f"Delete {search}, and `spkd tune` searches anew."
 
 
 def _outcome(folder: Path) -> dict[str, float] | None:

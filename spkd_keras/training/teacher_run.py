@@ -1,14 +1,12 @@
 """The run that trains the teacher, and the network that is loaded from it."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 
 from spkd_keras import data
-from spkd_keras.experiment import TEACHER, Experiment, ExperimentError, Network, Teacher
+from spkd_keras.experiment import TEACHER, Experiment, ExperimentError, Network, Teacher, read_record
 from spkd_keras.observer import Observer
 from spkd_keras.training import build
 from spkd_keras.training.devices import Devices
@@ -100,24 +98,10 @@ def check_fingerprint(fingerprint: str, runs: Sequence[RunFolder]) -> None:
         ExperimentError: if one was not, or its record is damaged.
     """
     for folder in runs:
-        if folder.environment.exists():
-            recorded = _recorded(folder).get("teacher_fingerprint")
-            if recorded != fingerprint:
-                raise ExperimentError(
-                    f"{folder.path} was distilled from another teacher, fingerprint {recorded}. Received: one with "
-                    f"{fingerprint}. Choose another folder with --out."
-                )
-
-
-def _recorded(folder: RunFolder) -> dict[str, Any]:
-    """Reads what a run depended on."""
-    try:
-        content = json.loads(folder.environment.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError(f"it is a {type(content).__name__}")
-    except (OSError, ValueError, TypeError) as error:
-        raise ExperimentError(
-            f"{folder.environment} is damaged ({error!r}), so nobody knows which teacher that run had. Delete "
-            f"{folder.path}, and `spkd run` does it again."
-        ) from error
-    return content
+        cure = f"Delete {folder.path}, and `spkd run` does it again: nobody knows which teacher that run had."
+        record = read_record(folder.environment, cure)
+        if record is not None and record.get("teacher_fingerprint") != fingerprint:
+            raise ExperimentError(
+                f"{folder.path} was distilled from another teacher, fingerprint {record.get('teacher_fingerprint')}. "
+                f"Received: one with {fingerprint}. Choose another folder with --out."
+            )

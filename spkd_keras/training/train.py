@@ -1,7 +1,6 @@
 """One run: a student trained into its folder, from wherever an earlier attempt came to."""
 
 import contextlib
-import json
 import math
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from spkd_keras import data, models
 from spkd_keras.cache import TeacherCache
 from spkd_keras.distiller import Distiller, NotFiniteError, gathered_bytes, loss_parts
-from spkd_keras.experiment import Experiment
+from spkd_keras.experiment import Experiment, ExperimentError, read_record
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.callbacks import Recorder, Reporter
@@ -87,18 +86,19 @@ def train(
 def _record(folder: RunFolder, surroundings: dict[str, Any], observer: Observer) -> None:
     """Writes what the run depends on; tells if an interrupted run goes on under other conditions."""
     folder.failure.unlink(missing_ok=True)
-    if folder.environment.exists():
-        with contextlib.suppress(ValueError, TypeError):  # damaged, or no record: it is written anew
-            before = json.loads(folder.environment.read_text(encoding="utf-8"))
-            differing = changes(before, surroundings)
-            if not any(folder.backup.glob("epoch-*")):
-                differing = []  # it begins anew
-            surroundings["earlier_conditions"] = [*before.get("earlier_conditions", []), *differing]
-            if differing:
-                observer.noticed(
-                    f"{folder.path.name} goes on under other conditions than it began ({'; '.join(differing)}): its "
-                    "numbers may differ in their last bits from an uninterrupted run's."
-                )
+    before = None
+    with contextlib.suppress(ExperimentError):  # damaged: it is written anew
+        before = read_record(folder.environment)
+    if before is not None:
+        differing = changes(before, surroundings)
+        if not any(folder.backup.glob("epoch-*")):
+            differing = []  # it begins anew
+        surroundings["earlier_conditions"] = [*before.get("earlier_conditions", []), *differing]
+        if differing:
+            observer.noticed(
+                f"{folder.path.name} goes on under other conditions than it began ({'; '.join(differing)}): its "
+                "numbers may differ in their last bits from an uninterrupted run's."
+            )
     write_json(folder.environment, surroundings)
 
 
