@@ -43,7 +43,8 @@ def test_a_cache_of_something_else_is_refused_in_one_line(teacher, tmp_path):
     cache = cache_teacher(experiment, tmp_path / "runs")
     root, splits = cache.folder.parent, build.load_data(experiment.data)
     fingerprint = cache.manifest.teacher_fingerprint
-    assert cached_teacher.opened(experiment, root, splits, fingerprint) is not None
+    opened = cached_teacher.opened(experiment, experiment.teacher_cache, root, splits, fingerprint)
+    assert opened.manifest == cache.manifest
     for override, difference in (
         ("teacher.cache.views=3", "views: 2 -> 3"),
         ("teacher.cache.seed=1", "seed: 0 -> 1"),
@@ -54,9 +55,9 @@ def test_a_cache_of_something_else_is_refused_in_one_line(teacher, tmp_path):
     ):
         other = cached(tmp_path, teacher, override)
         with pytest.raises(ExperimentError, match=f"^teacher.cache: [^\n]*something else \\([^\n]*{difference}[^\n]*$"):
-            cached_teacher.opened(other, root, build.load_data(other.data), fingerprint)
+            cached_teacher.opened(other, other.teacher_cache, root, build.load_data(other.data), fingerprint)
     with pytest.raises(ExperimentError, match="teacher_fingerprint: "):
-        cached_teacher.opened(experiment, root, splits, "0" * 32)
+        cached_teacher.opened(experiment, experiment.teacher_cache, root, splits, "0" * 32)
 
 
 @pytest.mark.parametrize(

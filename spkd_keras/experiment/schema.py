@@ -9,7 +9,7 @@ from pydantic import Field
 
 from spkd_keras.experiment.problems import ExperimentError, unknown, validated
 from spkd_keras.experiment.published import Published
-from spkd_keras.experiment.sections import Checkpoints, Data, Method, Network, Schedule, Section, Teacher
+from spkd_keras.experiment.sections import CacheSpec, Checkpoints, Data, Method, Network, Schedule, Section, Teacher
 
 BASELINE = "student"  # the method without terms, with which every other is compared
 TEACHER = "teacher"  # the method of the run that trains the teacher
@@ -72,6 +72,12 @@ class Experiment(Section):
         """The dtype of a copy of the teacher; None for the teacher as it is."""
         own = None if self.teacher is None else self.teacher.dtype
         return own or (None if self.dtype == "float32" else self.dtype)
+
+    @property
+    def teacher_cache(self) -> CacheSpec | None:
+        """The cache that the methods' terms take the teacher from; None if none is asked for, or there are no terms."""
+        asked = None if self.teacher is None else self.teacher.cache
+        return asked if any(method.terms for method in self.methods.values()) else None
 
     def single(self, method: str, seed: int) -> "Experiment":
         """Returns the part that one run is about: one method with one seed."""

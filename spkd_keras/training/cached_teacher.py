@@ -15,23 +15,20 @@ FOLDER = "teacher-cache"
 ASKED = {"views", "store", "sketch", "seed"}
 
 
-def folder_of(experiment: Experiment, root: Path) -> Path | None:
-    """Returns where an experiment's cache is; None if it wants none."""
-    spec = experiment.teacher and experiment.teacher.cache
-    return None if spec is None else Path(spec.path or root / FOLDER)
+def folder_of(spec: CacheSpec, root: Path) -> Path:
+    """Returns where the cache of an experiment with runs under `root` is."""
+    return Path(spec.path or root / FOLDER)
 
 
 def opened(
-    experiment: Experiment, root: Path, splits: data.Splits, teacher_fingerprint: str | None
-) -> cache.TeacherCache | None:
-    """Opens the cache that an experiment is trained from; None if it has none, or no terms.
+    experiment: Experiment, spec: CacheSpec, root: Path, splits: data.Splits, teacher_fingerprint: str | None
+) -> cache.TeacherCache:
+    """Opens the cache that an experiment is trained from.
 
     Raises:
         ExperimentError: if it is missing or damaged, or was computed for something else.
     """
-    folder, spec = folder_of(experiment, root), None if experiment.teacher is None else experiment.teacher.cache
-    if folder is None or spec is None or not any(method.terms for method in experiment.methods.values()):
-        return None
+    folder = folder_of(spec, root)
     with build.telling("teacher.cache"):
         found = cache.TeacherCache(folder)
         found.manifest.check(
@@ -46,52 +43,51 @@ def opened(
 
 
 def computed(
-    experiment: Experiment, root: Path, splits: data.Splits, teacher: keras.Model, observer: Observer
-) -> cache.TeacherCache | None:
+    experiment: Experiment, spec: CacheSpec, root: Path, splits: data.Splits, teacher: keras.Model, observer: Observer
+) -> cache.TeacherCache:
     """Opens the experiment's cache, or computes it for all of its methods where there is none.
 
     Raises:
         ExperimentError: as `opened`, or if the teacher's values cannot be kept as asked.
     """
-    folder, spec = folder_of(experiment, root), None if experiment.teacher is None else experiment.teacher.cache
-    terms: list[Term] = [term for name in experiment.methods for term in build.build_terms(experiment, name)]
-    if folder is None or spec is None or not terms:
-        return None
+    folder = folder_of(spec, root)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Two commands may want the same cache; the second one waits, and finds it.
     with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
-        _compute_once(folder, spec, experiment, splits, teacher, terms, observer)
-    return opened(experiment, root, splits, models.fingerprint(teacher))
+        if not folder.exists():
+            _compute(folder, spec, experiment, splits, teacher, observer)
+    return opened(experiment, spec, root, splits, models.fingerprint(teacher))
 
 
-def size_of(experiment: Experiment, root: Path, splits: data.Splits, teacher: keras.Model) -> int:
-    """Returns how many bytes the cache will take that is not there yet; 0 if none will."""
-    folder, spec = folder_of(experiment, root), None if experiment.teacher is None else experiment.teacher.cache
-    terms = [term for name in experiment.methods for term in build.build_terms(experiment, name)]
-    if folder is None or spec is None or not terms or folder.exists():
+def size_of(experiment: Experiment, spec: CacheSpec, root: Path, splits: data.Splits, teacher: keras.Model) -> int:
+    """Returns how many bytes the cache will take that is not there yet; 0 if it is there."""
+    if folder_of(spec, root).exists():
         return 0
-    return spec.views * len(splits.train) * cache.bytes_an_entry(teacher, terms, spec.store, spec.sketch)
+    entry = cache.bytes_an_entry(teacher, _terms(experiment), spec.store, spec.sketch)
+    return spec.views * len(splits.train) * entry
 
 
-def _compute_once(
+def _compute(
     folder: Path,
     spec: CacheSpec,
     experiment: Experiment,
     splits: data.Splits,
     teacher: keras.Model,
-    terms: list[Term],
     observer: Observer,
 ) -> None:
-    if not folder.exists():
-        with build.telling("teacher.cache"):
-            cache.compute(
-                folder,
-                teacher,
-                terms,
-                splits.train,
-                batch_size=experiment.data.batch_size,
-                augmentation=build.augmentation(experiment.data),
-                teacher_dtype=experiment.teacher_dtype,
-                tell=observer.cached,
-                **spec.model_dump(include=ASKED),
-            )
+    with build.telling("teacher.cache"):
+        cache.compute(
+            folder,
+            teacher,
+            _terms(experiment),
+            splits.train,
+            batch_size=experiment.data.batch_size,
+            augmentation=build.augmentation(experiment.data),
+            teacher_dtype=experiment.teacher_dtype,
+            tell=observer.cached,
+            **spec.model_dump(include=ASKED),
+        )
+
+
+def _terms(experiment: Experiment) -> list[Term]:
+    return [term for name in experiment.methods for term in build.build_terms(experiment, name)]

@@ -131,8 +131,8 @@ def check_experiment(
         distiller = build.build_distiller(None, network, training, TEACHER)
         check.costs[TEACHER] = measure(distiller, dataset, splits, training)
         check.runs[TEACHER] = 1
-    if cost and teacher is not None:
-        check.cache = cached_teacher.size_of(experiment, Path(out) / experiment.name, splits, teacher)
+    if cost and teacher is not None and (spec := experiment.teacher_cache):
+        check.cache = cached_teacher.size_of(experiment, spec, Path(out) / experiment.name, splits, teacher)
     if check.cache:
         size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
         check.findings.append(Finding("note", "teacher.cache", size))

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -150,7 +150,13 @@ def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Ob
     Raises:
         ExperimentError: if there is nothing to compute, or what is there was computed for something else.
     """
-    _check_cacheable(experiment)
+    spec = experiment.teacher_cache
+    if spec is None:  # said before a teacher is trained for nothing
+        asked = experiment.teacher is not None and experiment.teacher.cache is not None
+        raise ExperimentError(
+            "There is nothing to cache: it takes `teacher.cache` and a method with terms. Received: "
+            f"{'the methods ' + ', '.join(experiment.methods) if asked else 'no `teacher.cache`'}."
+        )
     observer, interruption = observer or Observer(), Interruption()
     root, training = Path(out) / experiment.name, experiment.teacher_training()
     teacher_run = None if training is None else RunFolder(root, training)
@@ -166,17 +172,7 @@ def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Ob
         if teacher_run and not teacher_run.finished:
             train_teacher(teacher_run, splits, observer, interruption)
         teacher = load_teacher(experiment, teacher_run, splits)
-        return cast("TeacherCache", cached_teacher.computed(experiment, root, splits, teacher, observer))
-
-
-def _check_cacheable(experiment: Experiment) -> None:
-    """Checks that there is something to compute, so that no teacher is trained for nothing."""
-    asked = experiment.teacher is not None and experiment.teacher.cache is not None
-    if not asked or not any(method.terms for method in experiment.methods.values()):
-        raise ExperimentError(
-            "There is nothing to cache: it takes `teacher.cache` and a method with terms. Received: "
-            f"{'the methods ' + ', '.join(experiment.methods) if asked else 'no `teacher.cache`'}."
-        )
+        return cached_teacher.computed(experiment, spec, root, splits, teacher, observer)
 
 
 def _run_all(
@@ -195,9 +191,9 @@ def _run_all(
     if fingerprint is not None:
         check_fingerprint(fingerprint, runs)
     left = [folder for folder in runs if not folder.finished]
-    if teacher is not None and left:
+    if left and (spec := experiment.teacher_cache):
         # Each process of several computes its own.
-        cached_teacher.computed(experiment, left[0].path.parent, splits, teacher, observer)
+        cached_teacher.computed(experiment, spec, left[0].path.parent, splits, teacher, observer)
     if jobs > 1 and len(left) > 1:
         return run_in_processes(left, partial(_run_alone, teacher_run), jobs, observer, interruption)
     return _run_here(left, splits, observer, interruption, teacher, fingerprint, devices)

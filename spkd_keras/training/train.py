@@ -57,7 +57,9 @@ def train(
         }
         _record(folder, surroundings, observer)
         keras.utils.set_random_seed(folder.seed)
-        cache = cached_teacher.opened(experiment, folder.path.parent, splits, teacher_fingerprint)
+        cache = None
+        if spec := experiment.teacher_cache:
+            cache = cached_teacher.opened(experiment, spec, folder.path.parent, splits, teacher_fingerprint)
         source = teacher if cache is None else cache.stand_in
         with devices.scope():
             student = build.build_student(experiment, splits.train)
