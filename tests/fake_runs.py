@@ -117,6 +117,14 @@ def write_run(root, method, seed, error, by_class, *, name="tiny", data="cifar10
     return write_files(root, experiment, summary, ["epoch,accuracy,val_accuracy", *rows], matrices)
 
 
+def change(run, old, new):
+    """Changes a run's settings after the fact, as `--set` with other seeds would."""
+    file = run / "experiment.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
 def write_trial(root, number, weight, outcome):
     """Writes the folder of a search's trial, of the runs' experiment with another weight in sp."""
     run = write_run(root / "written", "sp", 0, 0.5, [], terms=[{"loss": "similarity_preserving", "weight": weight}])

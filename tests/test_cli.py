@@ -217,7 +217,7 @@ def test_report(runs):
     result = call("report", runs)
     assert (result.exit_code, result.stderr) == (0, "")
     text = words(result.stdout)
-    assert "sp had fewer errors than the student alone: -12.50 points in the median of 1 seed" in text
+    assert "sp had fewer errors than the student alone with the one seed: -12.50 points in the median" in text
     assert f"Written: {runs}/report/RESULTS.md, " in result.stdout
     assert f"Students: {runs}/<method>-seed<k>/student.keras\n" in result.stdout
     assert (runs / "report" / "RESULTS.md").is_file()

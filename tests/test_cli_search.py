@@ -83,8 +83,10 @@ def test_tune(file, tmp_path):
     assert (best["name"], both["seeds"], both["failures"]) == ("trial 1", [0, 1], {})
     assert both["best"][0] == best["error"] < both["first"][0]
     assert both["differences"] == [b - f for b, f in zip(both["best"], both["first"], strict=True)]
-    assert "had fewer errors than the given one (methods.sp.terms.0.weight=3000.0): -" in words(done.stdout)
-    assert "of 2 seeds (2 better, 0 worse; sign test: p = 0.5, the least that 2 seeds can give)." in words(done.stdout)
+    assert "had fewer errors than the given one (methods.sp.terms.0.weight=3000.0) with each of 2 seeds: -" in words(
+        done.stdout
+    )
+    assert "points in the median (sign test: p = 0.5, the least that 2 can give)." in words(done.stdout)
     for name in ("best.yaml", "trials-parallel.png", "trials-parallel.svg"):
         assert str(folder / name) in words(done.stdout)
         assert (folder / name).stat().st_size

@@ -141,6 +141,11 @@ def test_all_ten_folds_are_run_and_then_taken_together(path):
     assert found == expected
 
 
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_a_cost_is_a_number(path):
+    assert re.search(r"2 cores, CPU.*\d", header(path).get("cost", "2 cores, CPU: 1"), re.S)
+
+
 @pytest.mark.parametrize("path", PAPER, ids=name)
 def test_the_header_says_where_it_comes_from_and_what_is_expected(path):
     told, experiment = header(path), load_experiment(path)

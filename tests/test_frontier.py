@@ -55,8 +55,8 @@ def test_the_smallest_that_is_good_enough():
         "6.50% (6.00 to 7.00) over 2 seeds, 100 parameters, 500 bytes, 1 ms."
     )
     assert second == (
-        "sp had fewer errors than the same-seed baseline of small: -4.50 points in the median of 2 seeds (2 better, "
-        "0 worse; sign test: p = 0.5, the least that 2 seeds can give)."
+        "sp had fewer errors than the same-seed baseline of small with each of 2 seeds: -4.50 points in the median "
+        "(sign test: p = 0.5, the least that 2 can give)."
     )
 
 
@@ -76,7 +76,7 @@ def test_distillation_that_harmed_is_told():
     decision = decide([LARGE, worse], TEACHER, Constraints(1.0))
     assert decision.chosen == LARGE
     assert "large, the student alone" in decision.sentences[0]
-    assert decision.sentences[1].startswith("sp had more errors than the same-seed baseline of large: +2.00 points")
+    assert decision.sentences[1].startswith("sp had more errors than the same-seed baseline of large with each")
 
 
 def test_with_a_baseline_alone():
@@ -141,8 +141,8 @@ def test_a_student_with_seeds_that_failed_is_not_good_enough():
 def test_a_baseline_with_seeds_that_failed():
     one = LARGE_SP._replace(differences=[-0.01], baselines_failed=1)
     assert decide([one], TEACHER, Constraints(1.0)).sentences[1:] == [
-        "sp had fewer errors than the same-seed baseline of large: -1.00 points in the median of 1 seed (1 better, "
-        "0 worse; sign test: p = 1, the least that 1 seed can give).",
+        "sp had fewer errors than the same-seed baseline of large with the one seed: -1.00 points in the median "
+        "(sign test: p = 1, the least that 1 can give).",
         "The student alone failed with 1 of 2 seeds.",
     ]
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from fake_runs import CLASSES, ERRORS, HOSTILE, write_run, write_runs, write_trial
+from fake_runs import CLASSES, ERRORS, HOSTILE, change, write_run, write_runs, write_trial
 from typer.testing import CliRunner
 
 from spkd_keras import page as pages
@@ -115,7 +115,7 @@ def test_the_results_are_the_report_s(folder, text):
     plain = html.unescape(text)
     for verdict in report.verdicts(result):
         assert plain.count(f"<li>{verdict}</li>") == 2, "at the top and in its section"
-    assert "sp-1000 had more errors than the student alone: +25.00 points in the median" in plain
+    assert "sp-1000 had more errors than the student alone with each of 2 seeds: +25.00 points in the median" in plain
     rows = re.findall(r'<tr><th scope="row">(.*?)</tr>', text, flags=re.DOTALL)
     cells = {row.split("</th>")[0]: re.findall(r"<td>(.*?)</td>", row) for row in rows[:5]}
     # Medians of 25 and 12.5; of -25 and -12.5.
@@ -181,7 +181,7 @@ def test_the_curve_of_a_weight(folder, section, tmp_path):
     }
     assert curve.baseline == [held_out["student", 0], held_out["student", 1]]
     (figure,) = section["weights"]
-    assert "Lowest at 100." in figure.caption
+    assert "Lowest at 100, the smallest that was tried." in figure.caption
     for weight in ("100", "1000"):
         assert f">{weight}</text>" in figure.svg, "the tried weights are on the axis"
 
@@ -212,7 +212,8 @@ def test_trials_of_a_search_lie_on_the_curve(tmp_path):
     assert list(curve.errors) == [100.0, 300.0, 1000.0]
     assert curve.errors[300.0] == [0.2]
     # Of seed 0, which every weight was tried with: 0.9 and 0.2 as trials, 0.78125 as a run; the student's 0.53125.
-    told = "median of 1 seed: 100: 90.00 %, 300: 20.00 %, 1000: 78.12 %. Student alone: 53.12 %. Lowest at 300."
+    told = "median of 1 seed: 100: 90.00 %, 300: 20.00 %, 1000: 78.12 %. Student alone: 53.12 %. Lowest at 300. "
+    told += "Run again with 100: 28.12 %."
     done = CliRunner().invoke(app, ["report", str(tmp_path), "--html"])
     assert told in " ".join(done.output.split())
     assert told in (tmp_path / "report" / "RESULTS.md").read_text(encoding="utf-8")
@@ -253,6 +254,22 @@ def test_changes_of_classes_are_against_the_same_seed(folder, monkeypatch):
     assert drawn["sp"] == [-12.5, -12.5, -31.25]
     assert drawn["kd"] == [0.0, -12.5, -25.0]
     assert "sp: from -31.2 points (owl) to -12.5 (cat)" in found.caption
+
+
+def test_classes_of_what_is_not_compared_are_not_shown(tmp_path, monkeypatch):
+    """A method with another setting than the student alone, and runs of a method that differ among themselves."""
+    drawn = {}
+    monkeypatch.setattr(figures, "changes_by_class", lambda changes, *rest: drawn.update(changes) or "")
+    write_runs(tmp_path)
+    change(tmp_path / "sp-seed0", "epochs: 200", "epochs: 30")
+    change(tmp_path / "kd-seed0", "epochs: 200", "epochs: 30")
+    (result,) = report.summarise(report.read_runs(tmp_path))
+    contents.section(result, "one")
+    assert list(drawn) == ["sp-1000"]
+    file = tmp_path / "sp-1000-seed1" / "summary.json"
+    file.write_text(file.read_text().replace('"owl"', '"emu"'), encoding="utf-8")
+    (result,) = report.summarise(report.read_runs(tmp_path))
+    assert contents.section(result, "one")["classes"] is None, "their classes are others"
 
 
 def test_of_many_classes_those_are_shown_that_change_most(tmp_path, monkeypatch):

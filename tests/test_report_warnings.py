@@ -1,7 +1,9 @@
 """What makes results less than they seem is told, and what cannot be compared is not compared."""
 
+import json
+
 import pytest
-from fake_runs import write_run, write_runs, write_trial
+from fake_runs import change, write_run, write_runs, write_trial
 
 from spkd_keras import report
 from spkd_keras.experiment import Experiment, ExperimentError
@@ -14,14 +16,6 @@ OTHER = [{"loss": "similarity_preserving", "weight": 3000.0}]
 def summarised(folder):
     (result,) = report.summarise(report.read_runs(folder), report.read_trials(folder))
     return result
-
-
-def change(run, old, new):
-    """Changes a run's settings after the fact, as `--set` with other seeds would."""
-    file = run / "experiment.yaml"
-    text = file.read_text(encoding="utf-8")
-    assert old in text
-    file.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def test_runs_of_one_method_with_different_settings(tmp_path):
@@ -167,3 +161,14 @@ def test_histories_of_different_lengths(tmp_path, monkeypatch):
     write_run(tmp_path, "student", 1, 0.5, [], epochs=5)
     contents.section(summarised(tmp_path), "one")
     assert drawn["student alone"].shape == (1, 5)
+
+
+@pytest.mark.parametrize(("fingerprints", "warns"), [("aa", False), ("ab", True)])
+def test_students_of_several_teachers(tmp_path, fingerprints, warns):
+    for seed, fingerprint in enumerate(fingerprints):
+        file = write_run(tmp_path, "sp", seed, 0.25, []) / "summary.json"
+        content = json.loads(file.read_text()) | {"teacher_fingerprint": fingerprint}
+        file.write_text(json.dumps(content), encoding="utf-8")
+    result = summarised(tmp_path)
+    assert result.warnings == ["The students were distilled from 2 teachers, which is in their differences."] * warns
+    assert ("teacher wide_resnet (width 2), one for all." in report.settings(result)[1]) is not warns

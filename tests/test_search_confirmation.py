@@ -91,8 +91,8 @@ VERDICTS = {
         [trial(2, 7.0), trial(0, GIVEN)],
         Confirmation([0, 1], [0.5, 0.51], [0.25, 0.26], {}),
         [
-            "On validation the best point had fewer errors than the given one ({given}): -25.00 points in the median "
-            "of 2 seeds (2 better, 0 worse; sign test: p = 0.5, the least that 2 seeds can give). "
+            "On validation the best point had fewer errors than the given one ({given}) with each of 2 seeds: "
+            "-25.00 points in the median (sign test: p = 0.5, the least that 2 can give). "
             "seed 0: 25.00% against 50.00%; seed 1: 26.00% against 51.00%. Seed 0 is the one that it was chosen by."
         ],
     ),
@@ -109,8 +109,8 @@ VERDICTS = {
         Confirmation([0], [0.25], [0.5], {"trial 2 sp-seed3": "NaN"}),
         [
             "Over the seeds trial 2 sp-seed3 failed: NaN",
-            "On validation the best point had more errors than the given one ({given}): +25.00 points in the median "
-            "of 1 seed (0 better, 1 worse; sign test: p = 1, the least that 1 seed can give). "
+            "On validation the best point had more errors than the given one ({given}) with the one seed: +25.00 "
+            "points in the median (sign test: p = 1, the least that 1 can give). "
             "seed 0: 50.00% against 25.00%.",
         ],
     ),

@@ -147,6 +147,8 @@ def _report(runs: Path, out: Path, as_json: bool, html: bool = False) -> None:
         return
     for result in results:
         answers.print(_table(result))
+        for line in reports.settings(result):
+            say(f"  {line}")
         for line in [*reports.remarks(result), *reports.costs(result)]:
             say(f"  {line}")
         if result.unfinished:
@@ -162,7 +164,7 @@ def _table(result: "ExperimentResult") -> Table:
 
     title = f"{escape(result.title)}: medians over the {result.unit}, ranges in brackets"
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    columns = reports.COLUMNS[: reports.COLUMNS.index("parameters")]
+    columns = reports.columns_of(result)[: reports.COLUMNS.index("parameters")]
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", overflow="fold")
     for method in result.methods:

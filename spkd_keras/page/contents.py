@@ -41,14 +41,15 @@ def section(result: report.ExperimentResult, identity: str) -> dict[str, Any]:
         "comparisons": report.comparisons(result),
         "columns": columns,
         "rows": rows,
-        "unit": result.unit,
+        "settings": report.settings(result),
+        "medians": report.medians(result),
         "published": report.published(result),
         "unfinished": result.unfinished,
         "errors": _errors(result, looks, identity),
-        "curves": _learning_curves(own, names, looks, identity),
+        "curves": _learning_curves(own, result.unit, names, looks, identity),
         "similarities": _similarities(result, identity),
         "weights": _weight_curves(result.weights, own, looks, identity),
-        "classes": _classes(own, looks, identity),
+        "classes": _classes(result, looks, identity),
         "costs": [_cost(method.method, own) for method in result.methods] if own else [],
         "conditions": _conditions(own),
     }
@@ -61,7 +62,7 @@ def _without_costs(columns: list[str], rows: list[list[str]]) -> tuple[list[str]
 
 
 def _learning_curves(
-    runs: Sequence[Run], names: dict[str, str], looks: dict[str, Look], identity: str
+    runs: Sequence[Run], unit: str, names: dict[str, str], looks: dict[str, Look], identity: str
 ) -> Figure | None:
     """The held-out error where every run has one, else the error on the training images."""
     histories: dict[str, list[list[dict[str, float]]]] = {}
@@ -80,7 +81,7 @@ def _learning_curves(
         curves[names[method]] = np.array(errors)
     measured = "held-out images" if key == "val_accuracy" else "training images"
     ends = ", ".join(f"{name} {np.median(errors[:, -1]):.1f} %" for name, errors in curves.items())
-    caption = f"Error on the {measured} after each epoch: median of the seeds, and their range. At the end: {ends}."
+    caption = f"Error on the {measured} after each epoch: median of the {unit}, and their range. At the end: {ends}."
     svg = figures.learning_curves(curves, f"error on {measured}, %", looks, f"{identity}-curves", caption)
     return Figure(svg, caption)
 
@@ -132,16 +133,21 @@ def _weight_curves(
     return found
 
 
-def _classes(runs: Sequence[Run], looks: dict[str, Look], identity: str) -> Figure | None:
-    """The change of each class' test error against the same-seed student, in the median over the seeds."""
+def _classes(result: report.ExperimentResult, looks: dict[str, Look], identity: str) -> Figure | None:
+    """The change of each class' test error against the same-seed student, of the methods that are compared with it."""
+    compared = [method.method for method in result.methods if method.differences]
+    runs = [run for run in result.runs if run.method in (BASELINE, *compared) and run.summary]
     by_class: dict[tuple[str, int], Any] = {
         (run.method, run.seed): run.summary["test_error_by_class"]
         for run in runs
         if run.summary and run.summary.get("test_error_by_class")
     }
-    names = next((list(map(str, run.summary["class_names"])) for run in runs if run.summary and by_class), [])
+    classes = [list(map(str, run.summary["class_names"])) for run in runs if run.summary and by_class]
+    if any(own != classes[0] for own in classes):
+        return None
+    names = classes[0] if classes else []
     changes: dict[str, np.ndarray] = {}
-    for method in dict.fromkeys(name for name, _ in sorted(by_class) if name not in (BASELINE, TEACHER)):
+    for method in compared:
         pairs = [
             (errors, by_class.get((BASELINE, seed))) for (name, seed), errors in by_class.items() if name == method
         ]
@@ -162,8 +168,8 @@ def _classes(runs: Sequence[Run], looks: dict[str, Look], identity: str) -> Figu
         )
     some = f" The {len(chosen)} of {len(names)} classes that change most." if len(chosen) < len(measured) else ""
     caption = (
-        f"Test error of each class against the same-seed student, median of the seeds. {'. '.join(told)}.{some} "
-        "Below zero is better."
+        f"Test error of each class against the student alone, median of the {result.unit} that both have. "
+        f"{'. '.join(told)}.{some} Below zero is better."
     )
     shown = {method: values[chosen].tolist() for method, values in changes.items()}
     svg = figures.changes_by_class(shown, [names[index] for index in chosen], looks, f"{identity}-classes", caption)

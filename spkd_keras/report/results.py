@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,6 +123,7 @@ def _result(name: str, root: Path, runs: Sequence[Run], unit: str, title: str) -
     warnings = [f"The runs of {method} differ, and are not compared: {'; '.join(mixed[method])}." for method in mixed]
     warnings += _unpaired([method for method in methods if method != TEACHER], done, unit)
     warnings += _unlike(with_terms, alike, unit)
+    warnings += _teachers(done) if unit == "seeds" else []
     return ExperimentResult(name, root, list(runs), results, unfinished, comparisons, warnings, [], unit, title)
 
 
@@ -189,6 +190,17 @@ def _unlike(methods: Sequence[str], alike: Runs, unit: str) -> list[str]:
         if found:
             told.append(f"{method} and the student alone are not compared, since they differ: {'; '.join(found)}.")
     return told
+
+
+def teachers(runs: Iterable[Run]) -> set[str]:
+    """Returns the fingerprints of the teachers that students were distilled from, as far as their summaries say."""
+    taught = [run.summary or {} for run in runs if run.spec.methods[run.method].terms]
+    return {summary["teacher_fingerprint"] for summary in taught if summary.get("teacher_fingerprint")}
+
+
+def _teachers(done: Runs) -> list[str]:
+    found = len(teachers(done.values()))
+    return [f"The students were distilled from {found} teachers, which is in their differences."] if found > 1 else []
 
 
 def similarities(result: ExperimentResult) -> tuple[dict[str, Any], Any]:

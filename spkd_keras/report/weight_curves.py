@@ -18,6 +18,7 @@ class WeightCurve(NamedTuple):
         seeds: that every weight was tried with.
         errors: by weight, a fraction for each of these seeds.
         baseline: of the student alone with the same settings, for those of these seeds that it has.
+        again: by weight, what other runs with it and one of these seeds came to, where that is something else.
     """
 
     term: str
@@ -26,6 +27,7 @@ class WeightCurve(NamedTuple):
     seeds: list[int]
     errors: dict[float, list[float]]
     baseline: list[float]
+    again: dict[float, list[float]]
 
 
 def weight_curves(own: Sequence[Run], others: Sequence[Run] = ()) -> list[WeightCurve]:
@@ -45,18 +47,25 @@ def weight_curves(own: Sequence[Run], others: Sequence[Run] = ()) -> list[Weight
     return curves
 
 
-def _groups(runs: Sequence[Run]) -> dict[str, dict[tuple[float, int], Run]]:
-    """Returns runs by all but the weight of one term, then by that weight and the seed; the first of equal ones."""
-    groups: dict[str, dict[tuple[float, int], Run]] = {}
+def _groups(runs: Sequence[Run]) -> dict[str, dict[tuple[float, int], list[Run]]]:
+    """Returns runs by all but the weight of one term, then by that weight and the seed."""
+    groups: dict[str, dict[tuple[float, int], list[Run]]] = {}
     for run in runs:
         for index, term in enumerate(_terms(run)):
             if term.weight > 0:
-                groups.setdefault(_all_else(run, index), {}).setdefault((term.weight, run.seed), run)
+                groups.setdefault(_all_else(run, index), {}).setdefault((term.weight, run.seed), []).append(run)
     return groups
 
 
-def _curve(index: int, runs: Sequence[Run], every: Sequence[Run]) -> WeightCurve | None:
-    """Returns the curve of runs over the weight of one of their terms; None if no seed was tried with two weights."""
+def _curve(index: int, found: Sequence[Sequence[Run]], every: Sequence[Run]) -> WeightCurve | None:
+    """Returns the curve of runs over the weight of one of their terms; None if no seed was tried with two weights.
+
+    Args:
+        index: of the term.
+        found: the runs of each weight and seed, of which the first counts.
+        every: where the student alone is looked for.
+    """
+    runs = [equal[0] for equal in found]
     alone = [run for run in every if not _terms(run) and _settings(run) == _settings(runs[0])]
     held_out = all(_error(run, "validation_error") is not None for run in [*runs, *alone])
     key = "validation_error" if held_out else "test_error"  # which a trial of a search has not
@@ -70,8 +79,13 @@ def _curve(index: int, runs: Sequence[Run], every: Sequence[Run]) -> WeightCurve
     errors = {weight: [_error(tried[weight][seed], key) for seed in seeds] for weight in sorted(tried)}
     methods = list(dict.fromkeys(tried[weight][seed].method for weight in sorted(tried) for seed in seeds))
     baseline = {run.seed: _error(run, key) for run in alone if run.seed in seeds}
+    again: dict[float, list[float]] = {}
+    for first, *more in found:
+        for error in dict.fromkeys(_error(run, key) for run in more if first.seed in seeds):
+            if error not in (None, _error(first, key)):
+                again.setdefault(_terms(first)[index].weight, []).append(error)
     measured = "held-out" if held_out else "test"
-    return WeightCurve(_terms(runs[0])[index].loss, methods, measured, seeds, errors, list(baseline.values()))
+    return WeightCurve(_terms(runs[0])[index].loss, methods, measured, seeds, errors, list(baseline.values()), again)
 
 
 def _error(run: Run, key: str) -> Any:

@@ -1,7 +1,7 @@
 """Results as rows of tables and as sentences, the same ones on the screen, in Markdown and on the page."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from spkd_keras.experiment import TEACHER
 from spkd_keras.report.results import ExperimentResult, MethodResult, shown, sign_test
@@ -11,9 +11,9 @@ SURE = 0.05  # probability of a sign test
 BEST = "test error at the best validation epoch, %"
 EXPLANATION = (
     "Errors are of the test images after the last epoch. Differences are between runs with the same seed; below zero "
-    "is better. Two methods are told apart if they differ the same way with every seed, or if signs as uneven as these "
-    f"would have a probability below {SURE:g} were either as likely (sign test, two-sided). The students of an "
-    "experiment share one teacher."
+    "is better. The probability p is that of signs as uneven as these were either as likely (sign test, two-sided). "
+    f"Two methods are told apart if it is below {SURE:g}, which takes six seeds at least. Where fewer seeds all agree, "
+    "this is said, and means no more than that. Minutes are the clock's, whatever else the machine was doing."
 )
 # Medians over the seeds, ranges in brackets.
 COLUMNS = (
@@ -40,10 +40,14 @@ def cells(result: MethodResult) -> list[str]:
     ]
 
 
+def columns_of(result: ExperimentResult) -> list[str]:
+    """Returns the `COLUMNS` with seeds or folds in their names, whichever the medians are over."""
+    return [column.replace("seeds", result.unit).replace("seed", _one(result.unit)) for column in COLUMNS]
+
+
 def table(result: ExperimentResult) -> tuple[list[str], list[list[str]]]:
     """Returns the names of all columns, and a row for each method; of some columns, only where something is known."""
-    over = result.unit.removesuffix("s")
-    columns = [column.replace("seeds", result.unit).replace("same-seed", f"same-{over}") for column in COLUMNS]
+    columns = columns_of(result)
     rows = [cells(method) for method in result.methods]
     if not any(method.best_errors for method in result.methods):
         without = COLUMNS.index(BEST)
@@ -79,6 +83,14 @@ def published(result: ExperimentResult) -> list[str]:
     return [f"Published test error, %: {', '.join(errors)} ({source})." for source, errors in found.items()]
 
 
+def medians(result: ExperimentResult) -> str:
+    """Says what the numbers in the table are."""
+    told = f"Medians over the {result.unit}, ranges in brackets."
+    if result.unit == "folds":
+        told += " Folds share images, so that p is smaller than it should be."
+    return told
+
+
 def verdicts(result: ExperimentResult) -> list[str]:
     """Compares each method with the student alone, whichever way it falls."""
     return [
@@ -108,15 +120,25 @@ def tell_weights(curve: WeightCurve) -> str:
     if curve.baseline:
         line += f" Student alone: {100 * statistics.median(curve.baseline):.2f} %."
     if curve.measured == "held-out":  # test images choose nothing
-        line += f" Lowest at {min(medians, key=lambda weight: medians[weight]):g}."
+        line += f" {_lowest(medians)}"
+    for weight, errors in sorted(curve.again.items()):
+        line += f" Run again with {weight:g}: {', '.join(f'{100 * error:.2f} %' for error in errors)}."
     return line
+
+
+def _lowest(medians: Mapping[float, float]) -> str:
+    """Says where the error was lowest, and whether that is at the end of what was tried."""
+    lowest = [weight for weight, median in sorted(medians.items()) if median == min(medians.values())]
+    told = f"Lowest at {' and '.join(f'{weight:g}' for weight in lowest)}"
+    ends = {min(medians): "the smallest", max(medians): "the largest"}
+    return f"{told}, {ends[lowest[0]]} that was tried." if len(lowest) == 1 and lowest[0] in ends else f"{told}."
 
 
 def compared(differences: Sequence[float], one: str, other: str, unit: str = "seeds") -> str:
     """Compares one with another, whichever way it falls.
 
-    They are told apart if they differ the same way with every seed, or by a sign test below 0.05. Few seeds cannot give
-    a small probability, and this is said.
+    They are told apart by a sign test below 0.05. Few seeds cannot give so small a probability: where they all agree,
+    this is said.
 
     Args:
         differences: of the errors, one's less the other's, for each seed.
@@ -126,22 +148,15 @@ def compared(differences: Sequence[float], one: str, other: str, unit: str = "se
     """
     better, worse = (sum(sign * difference < 0 for difference in differences) for sign in (1, -1))
     count, probability = len(differences), sign_test(differences)
-    if better == worse == 0:
-        outcome = "had as many errors as"
-    elif max(better, worse) == count or probability < SURE:
-        outcome = "had fewer errors than" if better > worse else "had more errors than"
-    else:
-        outcome = "is not told apart from"
-    least = (
-        f", the least that {_count(count, unit)} can give"
-        if max(better, worse) == count and probability >= SURE
-        else ""
-    )
+    points, p = f"{100 * statistics.median(differences):+.2f} points in the median", f"sign test: p = {probability:.2g}"
+    differs = f"had {'fewer' if better > worse else 'more'} errors than {other}"
+    if max(better, worse) == count and probability >= SURE:
+        those = f"each of {count} {unit}" if count > 1 else f"the one {_one(unit)}"
+        return f"{one} {differs} with {those}: {points} ({p}, the least that {count} can give)."
+    if probability >= SURE:
+        differs = f"is not told apart from {other}" if better + worse else f"had as many errors as {other}"
     equal = f", {count - better - worse} equal" if better + worse < count else ""
-    return (
-        f"{one} {outcome} {other}: {100 * statistics.median(differences):+.2f} points in the median of "
-        f"{_count(count, unit)} ({better} better, {worse} worse{equal}; sign test: p = {probability:.2g}{least})."
-    )
+    return f"{one} {differs}: {points} of {_count(count, unit)} ({better} better, {worse} worse{equal}; {p})."
 
 
 def costs(result: ExperimentResult) -> list[str]:
@@ -162,7 +177,11 @@ def _percent(values: Sequence[float], sign: str = "") -> str:
 
 
 def _count(count: int, unit: str) -> str:
-    return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
+    return f"{count} {_one(unit) if count == 1 else unit}"
+
+
+def _one(unit: str) -> str:
+    return unit.removesuffix("s")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.report.results import ExperimentResult, sign_test, similarities, summarise
-from spkd_keras.report.wording import EXPLANATION, errors_in_percent, remarks, table
+from spkd_keras.report.settings import settings
+from spkd_keras.report.wording import EXPLANATION, errors_in_percent, medians, remarks, table
 from spkd_keras.run_files import Run
 
 
@@ -20,7 +21,7 @@ def markdown(results: Sequence[ExperimentResult], figures: Mapping[Path, Mapping
     parts = [f"# Results\n\n{EXPLANATION}\n"]
     for result in results:
         parts.append(f"## {result.title}\n")
-        parts.append(f"Medians over the {result.unit}, ranges in brackets.\n")
+        parts.append(" ".join([*settings(result), medians(result)]) + "\n")
         columns, rows = table(result)
         parts.append("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
