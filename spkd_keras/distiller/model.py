@@ -102,7 +102,8 @@ class Distiller(StudentKeeper):
             )
             for name, term in named_terms.items()
         }
-        self._trackers = trackers(["images", "student_loss", *self.term_weights])
+        self._trackers = trackers(["student_loss", *self.term_weights])
+        self._batch_sizes = keras.metrics.Mean(name="batch_size")
         # A plain Python object too: what it knows is of one `fit`.
         self.step_guard = StepGuard(["student_loss", *named_terms])
         self.built = True
@@ -189,7 +190,8 @@ class Distiller(StudentKeeper):
             strategies.check_compiled(self.distribute_strategy, optimizer, every, kwargs.get("jit_compile"), steps)
             strategies.check_layers(self.distribute_strategy, [*self._flatten_layers(include_self=False)])
         super().compile(optimizer, loss, *args, auto_scale_loss=False, **kwargs)
-        self.optimizer.build(self.trainable_variables)
+        if not self.optimizer.built:  # Keras' LossScaleOptimizer (3.15) would begin anew
+            self.optimizer.build(self.trainable_variables)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as before saving; whether the loss is scaled is a matter of the saved optimizer."""
@@ -271,6 +273,7 @@ class Distiller(StudentKeeper):
             self._apply_gradients(tape, scaled, losses, before, share)
         else:
             warnings.warn("The student has no trainable weights, so `fit` changes nothing.", stacklevel=2)
+        self._count(x, share)
         return self._logs(x, y, y_pred, sample_weight, losses, share)
 
     def test_step(self, data: Any) -> dict[str, Any]:

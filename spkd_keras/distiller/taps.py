@@ -62,8 +62,8 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
         model: the network.
         names: one layer's path, a tuple of them, or None for the default tap.
         default_tap: `"logits"`; `"embedding"`: the input of the last dense layer; `"last_stage"`: the highest layer
-            named `stage<N>`, else the input of the last global pooling or flatten; `"all_stages"`: every layer named
-            `stage<N>`, in order.
+            named `stage<N>`, else what goes into the last global pooling or flatten, unless it is the pixels;
+            `"all_stages"`: every layer named `stage<N>`, in order.
         role: "teacher" or "student", for the messages.
 
     Raises:
@@ -91,7 +91,7 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
         return tuple(Tap(path) for _, path in stages)
     if default_tap == "last_stage" and stages:
         return (Tap(stages[-1][1]),)
-    pooling = [path for path, layer in paths.items() if isinstance(layer, POOLING)]
+    pooling = [path for path, layer in paths.items() if isinstance(layer, POOLING) and not _takes_pixels(model, layer)]
     # A flatten behind a global pooling has no positions left to flatten.
     while len(pooling) > 1 and isinstance(paths[pooling[-1]], layers.Flatten) and _is_pooled(paths[pooling[-1]]):
         pooling.pop()
@@ -99,7 +99,7 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
         return (Tap(pooling[-1], is_input=True),)
     missing = {
         "embedding": "no dense layer",
-        "last_stage": "no layer named stage<N> and no global pooling or flatten",
+        "last_stage": "no layer named stage<N> and no global pooling or flatten behind another layer",
         "all_stages": "no layer named stage<N>",
     }
     raise ValueError(
@@ -160,7 +160,7 @@ def _replayed(model: keras.Model, taps: Sequence[Tap]) -> tuple[Any, Any, dict[T
     inputs = inputs_like(input_structure(model))
     outputs = replay(model, inputs, _recorder(found, prefix=""))
     if LOGITS in found:
-        found[LOGITS].append(outputs)
+        found[LOGITS].append(_unwrapped(outputs))
     return inputs, outputs, found
 
 
@@ -177,12 +177,17 @@ def _recorder(found: dict[Tap, list[Any]], prefix: str) -> Callable[..., Any]:
         else:
             outputs = layer(*args, **kwargs)
         if Tap(path) in found:
-            found[Tap(path)].append(outputs)
+            found[Tap(path)].append(_unwrapped(outputs))
         if Tap(path, is_input=True) in found:
             found[Tap(path, is_input=True)].append(first_argument(args, kwargs))
         return outputs
 
     return call
+
+
+def _unwrapped(outputs: Any) -> Any:
+    """Returns the one tensor of a list of one, which Keras' losses take as well."""
+    return outputs[0] if isinstance(outputs, list | tuple) and len(outputs) == 1 else outputs
 
 
 class _OutputOnly:
@@ -194,7 +199,13 @@ class _OutputOnly:
 
     def __call__(self, x: Any, training: bool) -> dict[str, Any]:
         output = self.model(x, training=training)
-        return {"taps": [output] * self.count, "output": output}
+        tap = _unwrapped(output)
+        if self.count and keras.tree.is_nested(tap):
+            raise ValueError(
+                f"The output of '{self.model.name}' must be one tensor to be compared. Received: {len(tap)}. Wrap it "
+                "in a functional model, and name the layer that gives the one that is meant."
+            )
+        return {"taps": [tap] * self.count, "output": output}
 
 
 def shape(tapped_model: Any, places: Sequence[Tap], group: Sequence[Tap]) -> Any:
@@ -216,6 +227,11 @@ def zeros(tapped_model: Any) -> list[Any] | None:
 def num_classes(model: keras.Model) -> int | None:
     """Returns the size of the output's last axis, None for a model whose inside cannot be reached."""
     return model.outputs[0].shape[-1] if is_graph(model) else None
+
+
+def _takes_pixels(model: keras.Model, layer: layers.Layer) -> bool:
+    """Whether what goes into a layer is an input of the network, which says nothing of the network."""
+    return any(tensor is pixels for tensor in layer._inbound_nodes[0].input_tensors for pixels in model.inputs)
 
 
 def _is_pooled(layer: layers.Layer) -> bool:

@@ -104,10 +104,11 @@ class Wiring:
 
     def _checked_fingerprint(self, teacher: keras.Model) -> str:
         _check_built(teacher, "teacher")
-        shared = {id(weight) for weight in teacher.weights} & {id(weight) for weight in self.student.trainable_weights}
+        changing = [*self.student.trainable_weights, *_statistics(self.student)]
+        shared = {id(weight) for weight in teacher.weights} & {id(weight) for weight in changing}
         if shared:
             raise ValueError(
-                f"`teacher` and `student` must not share weights that are trained. Received: {len(shared)} such. "
+                f"`teacher` and `student` must not share what training changes. Received: {len(shared)} such. "
                 "Copy the teacher (keras.models.clone_model and set_weights) or freeze the layers."
             )
         return models.fingerprint(teacher)
@@ -268,6 +269,12 @@ def check_logits(term: Term, role: str, model: keras.Model | StandIn, places: Se
 
 def _compares_logits(term: Term) -> bool:
     return term.default_tap == "logits" and isinstance(term.loss, losses.DistillationLoss)
+
+
+def _statistics(model: keras.Model) -> list[Any]:
+    """Returns what training changes besides the trained weights: means and variances that are not frozen."""
+    normalizations = (layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization))
+    return [weight for layer in normalizations if layer.trainable for weight in layer.non_trainable_weights]
 
 
 def _check_built(network: Any, role: str) -> None:

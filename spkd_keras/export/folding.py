@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from spkd_keras.models.copying import settle
+from spkd_keras.models.copying import in_policy, settle
 from spkd_keras.models.graph import (
     first_argument,
     input_structure,
@@ -112,7 +112,7 @@ def _copied(layer: Any, folded: Any) -> tuple[Any, list[np.ndarray]]:
         bias = weights[1].astype("float64") * scale if layer.use_bias else 0.0
         config["use_bias"], weights = True, [kernel * per_output, bias + shift]
     try:
-        return type(layer).from_config(config), weights
+        return in_policy(type(layer).from_config(config), "float32"), weights
     except (ValueError, NotImplementedError, TypeError) as error:
         raise ValueError(f"The layer '{layer.name}' cannot be copied for an export: {error}") from error
 

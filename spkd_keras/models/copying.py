@@ -35,6 +35,13 @@ def copied(model: keras.Model, copy_layer: Callable[[layers.Layer], layers.Layer
     return copy_of_model
 
 
+def in_policy(layer: layers.Layer, policy: str) -> layers.Layer:
+    """Lets the layers in a layer that is not built compute in its dtype policy, whatever they were made with."""
+    for inner in layer._flatten_layers(include_self=False):
+        inner.dtype_policy = policy
+    return layer
+
+
 def settle(layer: Any) -> None:
     """Lets a `Normalization` compute with the weights it was given: Keras (3.12 to 3.15) keeps constants of them."""
     if isinstance(layer, layers.Normalization) and layer.built:

@@ -71,7 +71,8 @@ def _constants(operation: Any) -> list[np.ndarray]:
     """Returns the numbers that an operation of `keras.ops` is called with, such as the 127.5 of `x / 127.5`."""
     if isinstance(operation, keras.layers.Layer):
         return []
-    given = keras.tree.flatten([node.arguments.args for node in operation._inbound_nodes])
+    # Its own call: each copy of the graph that shares its layers adds one.
+    given = keras.tree.flatten([node.arguments.args for node in operation._inbound_nodes[:1]])
     return [np.asarray(value) for value in given if not isinstance(value, keras.KerasTensor)]
 
 

@@ -1,5 +1,6 @@
 """Walking through the graph of a functional or Sequential model."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,13 @@ def is_graph(layer: Any) -> bool:
 
 
 def inputs_like(tensors: Any) -> Any:
-    """Returns new symbolic inputs of the same shapes, dtypes and names."""
-    return keras.tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), tensors)
+    """Returns new symbolic inputs of the same shapes, dtypes and names, optional where they are."""
+
+    def like(x: Any) -> Any:
+        optional = getattr(x._keras_history.operation, "optional", False)
+        return keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name, optional=optional)
+
+    return keras.tree.map_structure(like, tensors)
 
 
 def input_structure(model: keras.Model) -> Any:
@@ -38,6 +44,10 @@ def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return (*args, *kwargs.values())[0]
 
 
+class _Ended(Exception):  # noqa: N818  (it is no error)
+    """All of a graph was replayed."""
+
+
 def replay(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
     """Calls every layer of a model again, on new symbolic inputs, in the order of the forward pass.
 
@@ -45,7 +55,7 @@ def replay(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
 
     Args:
         model: functional or built Sequential.
-        inputs: symbolic tensors in the structure of the model's inputs.
+        inputs: symbolic tensors, as many as the model's inputs; those of another dtype are cast, as Keras does.
         call: called as `call(layer, *args, **kwargs)` for every call of a layer or operation; returns its output.
 
     Returns:
@@ -58,14 +68,30 @@ def replay(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
         if layer is not end:
             return call(layer, *args, **kwargs)
         outputs.append(args[0])
-        return args[0]
+        raise _Ended  # else `clone_model` makes a model of it, which fails for a model that is called twice
 
+    inputs = _as_called(model, inputs, call)
     output = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
     # Functional even for a Sequential, and not compiled, so that no optimizer is copied. `clone_model` moves a graph
     # that starts at inner tensors to new inputs, so what was computed here is taken at the end layer.
     graph = keras.Model(input_structure(model), end(output))
-    keras.models.clone_model(graph, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call_or_end)
+    with contextlib.suppress(_Ended):
+        keras.models.clone_model(
+            graph, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call_or_end
+        )
     return outputs[0]
+
+
+def _as_called(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
+    """Returns inputs as Keras hands them to a model's layers: in the model's own structure and dtypes."""
+    own = input_structure(model)
+    tensors = []
+    for given, wanted in zip(keras.tree.flatten(inputs), keras.tree.flatten(own), strict=True):
+        if given.dtype != wanted.dtype:
+            cast = keras.ops.cast(given, wanted.dtype)._keras_history.operation
+            given = call(cast, given)
+        tensors.append(given)
+    return keras.tree.pack_sequence_as(own, tensors)
 
 
 def replay_laid_open(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:

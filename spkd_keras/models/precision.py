@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from spkd_keras.models.copying import copied
+from spkd_keras.models.copying import copied, in_policy
 from spkd_keras.models.graph import is_graph, output_operation
 
 # Weights stay in float32 and are cast where they are used, so that nothing is rounded twice.
@@ -30,6 +30,6 @@ def in_precision(model: keras.Model, dtype: str) -> keras.Model:
         config = layer.get_config()
         stays = layer is last or isinstance(layer, layers.Rescaling | layers.Normalization)
         config["dtype"] = "float32" if stays else PRECISIONS[dtype]
-        return type(layer).from_config(config)
+        return in_policy(type(layer).from_config(config), config["dtype"])
 
     return copied(model, copy_layer, dtype)
