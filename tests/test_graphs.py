@@ -73,7 +73,28 @@ def called_twice() -> keras.Model:
     return keras.Model(image, head(last), name="called_twice")
 
 
-NETWORKS = [with_numbers, of_bytes, of_bytes_read_twice, of_lists, called_twice]
+def given_by_name(own: Any) -> keras.Model:
+    """The inner model takes two images by name, in an order that is not that of their names."""
+    image, aside = keras.Input(IMAGE_SHAPE, name="image"), keras.Input(IMAGE_SHAPE, name="aside")
+    inner = keras.Model(own(image, aside), layers.Subtract()([image, 3 * aside]), name="inner")
+    whole = keras.Input(IMAGE_SHAPE)
+    small = layers.Rescaling(1 / 255)(whole)
+    x = inner({"image": small, "aside": small[:, ::-1]})
+    return keras.Model(whole, head(block(x, "stage1")), name="given_by_name")
+
+
+def by_name_for_a_list() -> keras.Model:
+    return given_by_name(lambda image, aside: [image, aside])
+
+
+def by_name_for_a_dict() -> keras.Model:
+    return given_by_name(lambda image, aside: {"image": image, "aside": aside})
+
+
+NETWORKS = [
+    *(with_numbers, of_bytes, of_bytes_read_twice, of_lists, called_twice),
+    *(by_name_for_a_list, by_name_for_a_dict),
+]
 
 
 def logits(model: Any, pixels: np.ndarray = PIXELS) -> np.ndarray:
@@ -172,17 +193,29 @@ def test_a_subclassed_network_with_a_list_of_one_teaches() -> None:
     model.fit(PIXELS.astype("float32"), LABELS, verbose=0)
 
 
-def perceptron() -> keras.Model:
-    image = keras.Input(IMAGE_SHAPE)
-    x = layers.Dense(8, activation="relu", name="hidden")(layers.Flatten()(image))
-    return keras.Model(image, layers.Dense(CLASSES)(x), name="perceptron")
-
-
-def test_pixels_are_no_default_tap() -> None:
+@pytest.mark.parametrize(
+    "before",
+    [
+        [layers.Flatten()],
+        [layers.Rescaling(1 / 255), layers.Flatten()],
+        [layers.Normalization(mean=[1.0] * 3, variance=[2.0] * 3), layers.Reshape((192, 1)), layers.Flatten()],
+        [layers.GlobalAveragePooling2D(), layers.Flatten()],
+    ],
+)
+@pytest.mark.parametrize("functional", [True, False])
+def test_pixels_are_no_default_tap(before: list[layers.Layer], functional: bool) -> None:
     """The similarity of the images themselves has no gradient, whatever its weight."""
+    copies = [type(layer).from_config(layer.get_config()) for layer in before]
+    end = [layers.Dense(8, activation="relu", name="hidden"), layers.Dense(CLASSES)]
+    student = keras.Sequential([keras.Input(IMAGE_SHAPE), *copies, *end], name="perceptron")
+    if functional:
+        image = x = keras.Input(IMAGE_SHAPE)
+        for layer in [*copies, *end]:
+            x = layer(x)
+        student = keras.Model(image, x, name="perceptron")
     with pytest.raises(ValueError, match=r"The student 'perceptron' has no layer named stage<N>.* layers: .*hidden"):
-        Distiller(plain(), perceptron(), [Term(SP())])
-    Distiller(plain(), perceptron(), [Term(SP(), student="hidden")])
+        Distiller(plain(), student, [Term(SP())])
+    Distiller(plain(), student, [Term(SP(), student="hidden")])
 
 
 @pytest.mark.parametrize("trainable", [True, False])
@@ -250,3 +283,27 @@ def test_layers_in_layers_compute_in_the_precision_that_was_asked_for(in_bfloat1
     inner = {layer.name: layer.compute_dtype for layer in narrow._flatten_layers() if "conv2d" in layer.name}
     assert inner
     assert set(inner.values()) == {"bfloat16"}
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
+def test_what_a_layer_made_and_built_itself_is_left_in_its_precision(policy: str) -> None:
+    class Holder(layers.Layer):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            image = keras.Input((8, 8, 3), dtype=policy)
+            self.normalization = layers.Normalization(mean=[125.3] * 3, variance=[60.0] * 3)
+            self.normalization.build((None, *IMAGE_SHAPE))
+            self.inner = keras.Model(image, layers.Conv2D(3, 1, dtype=policy)(image))
+
+        def call(self, x: Any) -> Any:
+            return self.inner(ops.cast(self.normalization(x), policy))
+
+        def compute_output_shape(self, input_shape: Any) -> Any:
+            return input_shape
+
+    image = keras.Input(IMAGE_SHAPE)
+    model = keras.Model(image, head(layers.ReLU(name="stage1", dtype="float32")(Holder()(image))))
+    for copy in (inference_network(model), models.in_precision(model, "bfloat16")):
+        np.testing.assert_allclose(logits(copy), logits(model), rtol=2e-2, atol=2e-2)
+        inner = {type(layer).__name__: layer.compute_dtype for layer in copy._flatten_layers()}
+        assert (inner["Conv2D"], inner["Normalization"]) == (policy, "float32")

@@ -163,12 +163,14 @@ def test_histories_of_different_lengths(tmp_path, monkeypatch):
     assert drawn["student alone"].shape == (1, 5)
 
 
-@pytest.mark.parametrize(("fingerprints", "warns"), [("aa", False), ("ab", True)])
-def test_students_of_several_teachers(tmp_path, fingerprints, warns):
+@pytest.mark.parametrize(
+    ("fingerprints", "warns", "one"), [("aa", False, True), ("ab", True, False), (["a", None], False, False)]
+)
+def test_students_of_several_teachers(tmp_path, fingerprints, warns, one):
     for seed, fingerprint in enumerate(fingerprints):
         file = write_run(tmp_path, "sp", seed, 0.25, []) / "summary.json"
         content = json.loads(file.read_text()) | {"teacher_fingerprint": fingerprint}
         file.write_text(json.dumps(content), encoding="utf-8")
     result = summarised(tmp_path)
     assert result.warnings == ["The students were distilled from 2 teachers, which is in their differences."] * warns
-    assert ("teacher wide_resnet (width 2), one for all." in report.settings(result)[1]) is not warns
+    assert ("teacher wide_resnet (width 2), one for all." in report.settings(result)[1]) is one

@@ -178,7 +178,7 @@ def test_settings_beyond_the_defaults_and_those_that_differ(tmp_path):
         plain = {"methods": {"kd": method}, "teacher": teacher, "student": {"model": "mobilenet", "width": 0.25}}
         write_files(tmp_path, single("kd", seed, "tiny", "dtd/fold1", precision="mixed_bfloat16", **plain), SUMMARY)
     assert report.settings(summarised(tmp_path)) == [
-        "Data: dtd (batch_size 128).",
+        "Data: dtd/fold1 (batch_size 128).",
         "Networks: student mobilenet (width 0.25), teacher large.keras (cache sketch 64) or mobilenet, in "
         "mixed_bfloat16.",
         "Losses: kd: 0.1 student_loss + 0.9 soft_targets (schedule warm_up 5) or 1000 similarity_preserving "

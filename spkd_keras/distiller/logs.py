@@ -1,9 +1,11 @@
 """What a Distiller logs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from spkd_keras.distiller.replicas import Share
@@ -19,13 +21,13 @@ class LoggedTrainer(ReplicatedTrainer):
     """A model that logs its losses by name, weighted by the number of images, beside the compiled metrics."""
 
     _trackers: dict[str, keras.metrics.Metric]
-    _batch_sizes: keras.metrics.Metric
 
     def _logs(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any, losses: dict[str, Any], share: Share | None
     ) -> dict[str, Any]:
         """Updates the metrics, weighting the losses by the number of images, and returns those that have a value."""
         images = ops.shape(keras.tree.flatten(x)[0])[0]
+        self._trackers["images"].update_state(share.total if share else images)
         for name, value in losses.items():
             (self._loss_tracker if name == "loss" else self._trackers[name]).update_state(value, sample_weight=images)
         logs = self._valued(x, y, y_pred, sample_weight, set(losses) if len(losses) > 1 else set())
@@ -47,20 +49,18 @@ class LoggedTrainer(ReplicatedTrainer):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """All metrics, without the compiled ones as long as no labels were seen.
+        """All metrics, without the compiled ones as long as no labels were seen."""
+        return [m for m in super().metrics if m is not self._compile_metrics or m.built]
 
-        The batches are counted apart, since Keras begins anew with all others where something is evaluated.
-        """
-        kept = [metric for metric in super().metrics if metric is not self._batch_sizes]
-        return [metric for metric in kept if metric is not self._compile_metrics or metric.built]
-
-    def _count(self, x: Any, share: Share | None) -> None:
-        self._batch_sizes.update_state(share.total if share else ops.shape(keras.tree.flatten(x)[0])[0])
+    @contextmanager
+    def counting_apart(self) -> Iterator[None]:
+        """Keeps the count of the batches that were trained on, for an evaluation within an epoch."""
+        variables = self._trackers["images"].variables
+        before = [np.array(variable) for variable in variables]
+        yield
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
 
     def images_a_batch(self) -> float:
-        """Returns the mean number of images in the batches trained on since `count_anew`; 0 for none."""
-        return float(self._batch_sizes.result())
-
-    def count_anew(self) -> None:
-        """Begins to count the batches that are trained on."""
-        self._batch_sizes.reset_state()
+        """Returns the mean number of images in the batches since the epoch (or the evaluation) began; 0 for none."""
+        return float(self._trackers["images"].result())

@@ -102,8 +102,7 @@ class Distiller(StudentKeeper):
             )
             for name, term in named_terms.items()
         }
-        self._trackers = trackers(["student_loss", *self.term_weights])
-        self._batch_sizes = keras.metrics.Mean(name="batch_size")
+        self._trackers = trackers(["images", "student_loss", *self.term_weights])
         # A plain Python object too: what it knows is of one `fit`.
         self.step_guard = StepGuard(["student_loss", *named_terms])
         self.built = True
@@ -242,7 +241,7 @@ class Distiller(StudentKeeper):
         Raises:
             ValueError: if labels are outside the classes, or there is nothing to evaluate.
         """
-        with clear_label_errors(taps.num_classes(self.student)):
+        with clear_label_errors(taps.num_classes(self.student)), self.counting_apart():
             return super().evaluate(self.shared_out(x), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -273,7 +272,6 @@ class Distiller(StudentKeeper):
             self._apply_gradients(tape, scaled, losses, before, share)
         else:
             warnings.warn("The student has no trainable weights, so `fit` changes nothing.", stacklevel=2)
-        self._count(x, share)
         return self._logs(x, y, y_pred, sample_weight, losses, share)
 
     def test_step(self, data: Any) -> dict[str, Any]:

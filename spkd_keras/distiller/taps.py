@@ -91,7 +91,13 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
         return tuple(Tap(path) for _, path in stages)
     if default_tap == "last_stage" and stages:
         return (Tap(stages[-1][1]),)
-    pooling = [path for path, layer in paths.items() if isinstance(layer, POOLING) and not _takes_pixels(model, layer)]
+    # The similarity of the images themselves has no gradient.
+    pooling = [
+        path
+        for path, layer in paths.items()
+        if isinstance(layer, POOLING)
+        and any(_is_learned(x, "/" in path) for node in layer._inbound_nodes for x in node.input_tensors)
+    ]
     # A flatten behind a global pooling has no positions left to flatten.
     while len(pooling) > 1 and isinstance(paths[pooling[-1]], layers.Flatten) and _is_pooled(paths[pooling[-1]]):
         pooling.pop()
@@ -99,7 +105,7 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
         return (Tap(pooling[-1], is_input=True),)
     missing = {
         "embedding": "no dense layer",
-        "last_stage": "no layer named stage<N> and no global pooling or flatten behind another layer",
+        "last_stage": "no layer named stage<N> and no global pooling or flatten behind layers with weights",
         "all_stages": "no layer named stage<N>",
     }
     raise ValueError(
@@ -229,9 +235,14 @@ def num_classes(model: keras.Model) -> int | None:
     return model.outputs[0].shape[-1] if is_graph(model) else None
 
 
-def _takes_pixels(model: keras.Model, layer: layers.Layer) -> bool:
-    """Whether what goes into a layer is an input of the network, which says nothing of the network."""
-    return any(tensor is pixels for tensor in layer._inbound_nodes[0].input_tensors for pixels in model.inputs)
+def _is_learned(tensor: Any, nested: bool) -> bool:
+    """Whether a tensor depends on weights of the network; what goes into a nested one is taken to."""
+    operation, node, _ = tensor._keras_history
+    if isinstance(operation, layers.InputLayer):
+        return nested
+    if getattr(operation, "weights", None) and not isinstance(operation, layers.Normalization):
+        return True
+    return any(_is_learned(given, nested) for given in operation._inbound_nodes[node].input_tensors)
 
 
 def _is_pooled(layer: layers.Layer) -> bool:

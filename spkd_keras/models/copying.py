@@ -36,9 +36,15 @@ def copied(model: keras.Model, copy_layer: Callable[[layers.Layer], layers.Layer
 
 
 def in_policy(layer: layers.Layer, policy: str) -> layers.Layer:
-    """Lets the layers in a layer that is not built compute in its dtype policy, whatever they were made with."""
+    """Lets the layers in a layer compute in its dtype policy, whatever they were made with.
+
+    Those that normalise pixels stay in float32, and those whose weights are there already in another dtype stay as they
+    are.
+    """
     for inner in layer._flatten_layers(include_self=False):
-        inner.dtype_policy = policy
+        own = "float32" if isinstance(inner, layers.Rescaling | layers.Normalization) else policy
+        if not inner.weights or inner.variable_dtype == keras.dtype_policies.get(own).variable_dtype:
+            inner.dtype_policy = own
     return layer
 
 

@@ -142,7 +142,7 @@ def _classes(result: report.ExperimentResult, looks: dict[str, Look], identity: 
         for run in runs
         if run.summary and run.summary.get("test_error_by_class")
     }
-    classes = [list(map(str, run.summary["class_names"])) for run in runs if run.summary and by_class]
+    classes = [list(map(str, (run.summary or {})["class_names"])) for run in runs if (run.method, run.seed) in by_class]
     if any(own != classes[0] for own in classes):
         return None
     names = classes[0] if classes else []

@@ -20,11 +20,11 @@ def settings(result: ExperimentResult) -> list[str]:
     if not students:
         return []
     taught = [run for run in students if _has_terms(run)]
-    told = [f"Data: {_each(_data(run) for run in students)}."]
+    told = [f"Data: {_each(_data(run, result.unit) for run in students)}."]
     networks = f"Networks: student {_each(_network(run.spec.student) for run in students)}"
     if taught:
         networks += f", teacher {_each(_network(run.spec.teacher) for run in taught)}"
-        networks += ", one for all" if len(teachers(taught)) == 1 else ""
+        networks += ", one for all" if len(teachers(taught)) == 1 and all(map(_has_fingerprint, taught)) else ""
     precisions = _each(run.spec.precision for run in students)
     told.append(networks + (f", in {precisions}." if precisions != PLAIN else "."))
     losses = [
@@ -45,9 +45,14 @@ def _has_terms(run: Run) -> bool:
     return bool(run.spec.methods[run.method].terms)
 
 
-def _data(run: Run) -> str:
+def _has_fingerprint(run: Run) -> bool:
+    return bool((run.summary or {}).get("teacher_fingerprint"))
+
+
+def _data(run: Run, unit: str) -> str:
     spec = run.spec.data
-    return FOLD.sub(r"\g<stem>", spec.name) + _arguments(spec, batch_size=spec.batch_size)
+    name = FOLD.sub(r"\g<stem>", spec.name) if unit == "folds" else spec.name
+    return name + _arguments(spec, batch_size=spec.batch_size)
 
 
 def _network(spec: Any) -> str:

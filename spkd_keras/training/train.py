@@ -95,7 +95,7 @@ def _record(folder: RunFolder, surroundings: dict[str, Any], observer: Observer)
         differing = changes(before, surroundings)
         if not any(folder.backup.glob("epoch-*")):
             differing = []  # it begins anew
-        surroundings["earlier_conditions"] = [*before.get("earlier_conditions", []), *differing]
+        surroundings["earlier_conditions"] = [*(before.get("earlier_conditions") or []), *differing]
         if differing:
             observer.noticed(
                 f"{folder.path.name} goes on under other conditions than it began ({'; '.join(differing)}): its "
