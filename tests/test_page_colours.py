@@ -171,10 +171,10 @@ def test_long_names_leave_the_figures_their_room(tmp_path):
     assert plots.shortened(shark) == short
     assert plots.shortened(shark[: plots.LONGEST_NAME]) == shark[: plots.LONGEST_NAME]
     assert len(plots.shortened(shark[: plots.LONGEST_NAME + 1])) < plots.LONGEST_NAME + 1
-    write_run(tmp_path / "tiny", "student", 0, 0.5, [0.5] * 3)
-    folder = write_run(tmp_path / "tiny", shark, 0, 0.25, [0.25, 0.25, 0.0])
-    summary = (folder / "summary.json").read_text(encoding="utf-8")
-    (folder / "summary.json").write_text(summary.replace('"owl"', f'"{shark}"'), encoding="utf-8")
+    for method, errors in (("student", [0.5] * 3), (shark, [0.25, 0.25, 0.0])):
+        summary = write_run(tmp_path / "tiny", method, 0, errors[0], errors) / "summary.json"
+        text = summary.read_text(encoding="utf-8")
+        summary.write_text(text.replace('"owl"', f'"{shark}"'), encoding="utf-8")
     # Matplotlib warns, which is an error here, where names leave no room.
     page = pages.write_page(report.read_runs(tmp_path), tmp_path).read_text(encoding="utf-8")
     assert f">{short}</text>" in page

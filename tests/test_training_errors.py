@@ -237,7 +237,7 @@ def test_a_teacher_that_gives_no_vector_of_logits(tmp_path, outputs, shapes):
 # What is compared is not the logits, so probabilities and other classes do no harm.
 @pytest.mark.parametrize("last", [{"activation": "softmax"}, {"classes": 12}])
 def test_a_teacher_whose_logits_nobody_compares(tmp_path, last):
-    experiment = tiny(tmp_path, saved(tmp_path, *classifier(**last))).select(["sp"])
+    experiment = tiny(tmp_path, saved(tmp_path, keras.layers.Conv2D(2, 3), *classifier(**last))).select(["sp"])
     with pytest.raises(pytest.fail.Exception, match="sp-seed0 began to train"):
         run_experiment(experiment, tmp_path / "runs", Impatient())
 
