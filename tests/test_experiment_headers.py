@@ -152,6 +152,7 @@ def test_the_header_says_where_it_comes_from_and_what_is_expected(path):
     assert tuple(told) == HEADER
     assert "2 cores, CPU" in told["cost"]
     assert re.search(r"\d ms", told["cost"])
+    assert "not measured" not in told["cost"]
     if path.stem in WITHOUT_NUMBERS:
         assert "not recovered" in told["expected"]
         return
