@@ -189,6 +189,7 @@ def test_a_subclassed_network_with_a_list_of_one_teaches() -> None:
     network = Outputs(lambda z: [z])
     network(PIXELS)
     model = Distiller(network, plain(), [Term(KD())])
+    np.testing.assert_array_equal(model._wiring.run_teacher(PIXELS)[0], network(PIXELS)[0])
     model.compile("sgd", cross_entropy())
     model.fit(PIXELS.astype("float32"), LABELS, verbose=0)
 

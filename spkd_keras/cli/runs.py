@@ -147,9 +147,7 @@ def _report(runs: Path, out: Path, as_json: bool, html: bool = False) -> None:
         return
     for result in results:
         answers.print(_table(result))
-        for line in reports.settings(result):
-            say(f"  {line}")
-        for line in [*reports.remarks(result), *reports.costs(result)]:
+        for line in [*reports.settings(result), *reports.remarks(result), *reports.costs(result)]:
             say(f"  {line}")
         if result.unfinished:
             say(f"  Not finished: {', '.join(result.unfinished)}.")

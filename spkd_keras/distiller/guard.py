@@ -195,7 +195,6 @@ class TrainingGuard(keras.callbacks.Callback):
         self.relational_terms = relational_terms
         self.term_names = term_names
         self.epoch = self.looked = 0
-        self.images_a_batch: float | None = None
 
     def look(self) -> None:
         """Raises an error if a step of this epoch was not finite. Waits for the steps so far."""
@@ -204,7 +203,7 @@ class TrainingGuard(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins to count the batches."""
         del logs
-        self.epoch, self.looked, self.images_a_batch = epoch, 0, None
+        self.epoch, self.looked = epoch, 0
         self.model.step_guard.begin_epoch()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -214,14 +213,9 @@ class TrainingGuard(keras.callbacks.Callback):
             self.looked = batch
             self.look()
 
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Keeps the size of the training batches, since the evaluation counts its own."""
-        del logs
-        self.images_a_batch = self.model.images_a_batch()
-
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the size of the batches and for values that are not finite."""
-        images_a_batch = self.model.images_a_batch() if self.images_a_batch is None else self.images_a_batch
+        images_a_batch = self.model.images_a_batch()
         if images_a_batch == 0:
             raise ValueError("The training data must have at least one batch. Received: none.")
         if self.relational_terms and images_a_batch <= 1:

@@ -62,5 +62,5 @@ class LoggedTrainer(ReplicatedTrainer):
             variable.assign(value)
 
     def images_a_batch(self) -> float:
-        """Returns the mean number of images in the batches since the epoch (or the evaluation) began; 0 for none."""
+        """Returns the mean number of images in the batches trained on since the epoch began; 0 for none."""
         return float(self._trackers["images"].result())

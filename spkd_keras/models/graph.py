@@ -85,9 +85,10 @@ def replay(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
 def _as_called(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
     """Returns inputs as Keras hands them to a model's layers: in the model's own structure and dtypes."""
     own = input_structure(model)
-    if isinstance(inputs, dict):  # by name, and there may be more than are taken
-        names = own if isinstance(own, dict) else [tensor.name for tensor in keras.tree.flatten(own)]
-        inputs = {name: inputs[name] for name in names} if isinstance(own, dict) else [inputs[name] for name in names]
+    if isinstance(inputs, dict) and isinstance(own, dict):  # there may be more than are taken
+        inputs = {name: inputs[name] for name in own}
+    elif isinstance(inputs, dict):
+        inputs = [inputs[tensor.name] for tensor in keras.tree.flatten(own)]
     tensors = []
     for given, wanted in zip(keras.tree.flatten(inputs), keras.tree.flatten(own), strict=True):
         if given.dtype != wanted.dtype:

@@ -192,14 +192,13 @@ def _unlike(methods: Sequence[str], alike: Runs, unit: str) -> list[str]:
     return told
 
 
-def teachers(runs: Iterable[Run]) -> set[str]:
-    """Returns the fingerprints of the teachers that students were distilled from, as far as their summaries say."""
-    taught = [run.summary or {} for run in runs if run.spec.methods[run.method].terms]
-    return {summary["teacher_fingerprint"] for summary in taught if summary.get("teacher_fingerprint")}
+def teachers(runs: Iterable[Run]) -> set[str | None]:
+    """Returns the fingerprints of the teachers that students were distilled from; None where a summary does not say."""
+    return {(run.summary or {}).get("teacher_fingerprint") for run in runs if run.spec.methods[run.method].terms}
 
 
 def _teachers(done: Runs) -> list[str]:
-    found = len(teachers(done.values()))
+    found = len(teachers(done.values()) - {None})
     return [f"The students were distilled from {found} teachers, which is in their differences."] if found > 1 else []
 
 

@@ -24,7 +24,8 @@ def settings(result: ExperimentResult) -> list[str]:
     networks = f"Networks: student {_each(_network(run.spec.student) for run in students)}"
     if taught:
         networks += f", teacher {_each(_network(run.spec.teacher) for run in taught)}"
-        networks += ", one for all" if len(teachers(taught)) == 1 and all(map(_has_fingerprint, taught)) else ""
+        known = teachers(taught)
+        networks += ", one for all" if len(known) == 1 and None not in known else ""
     precisions = _each(run.spec.precision for run in students)
     told.append(networks + (f", in {precisions}." if precisions != PLAIN else "."))
     losses = [
@@ -43,10 +44,6 @@ def _each(texts: Iterable[str]) -> str:
 
 def _has_terms(run: Run) -> bool:
     return bool(run.spec.methods[run.method].terms)
-
-
-def _has_fingerprint(run: Run) -> bool:
-    return bool((run.summary or {}).get("teacher_fingerprint"))
 
 
 def _data(run: Run, unit: str) -> str:
