@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from pictures import CINIC10_ARCHIVE, DTD_ARCHIVE, DTD_CLASSES, archive, cinic10, dtd_members
 
-from spkd_keras.data import load
+from spkd_keras.data import load, prepared
+from spkd_keras.data import prepare as prepare_module
 from spkd_keras.data.builders import Cinic10
-from spkd_keras.data.prepare import check_prepared, find_builder, prepare
+from spkd_keras.data.prepare import _Files, check_prepared, find_builder, prepare
 
 OF_CLASS = 2  # images in each of the ten classes of each part
 
@@ -141,6 +143,43 @@ def test_one_archive_of_another_name_is_taken(here):
     refusal(FileNotFoundError, "cinic10", here / "manual")
     (here / "manual" / "other.tar.gz").unlink()
     assert sizes(prepare("cinic10", manual_dir=here / "manual"))["train"] == 20
+
+
+def test_no_archive_is_taken_for_two(here):
+    """Or the images to test with would be those to train on."""
+    (here / "manual" / "horse-or-human.zip").write_bytes(b"PK")
+    said = refusal(FileNotFoundError, "horses_or_humans", here / "manual")
+    assert "must have the file validation-horse-or-human.zip, which is at " in said
+
+
+@pytest.mark.parametrize("order", [("train", "test"), ("test", "train")])
+def test_no_archive_is_taken_for_two_one_after_the_other(here, order):
+    archive(here / "manual" / "test.tar.gz", {"readme": b""})
+    builder = SimpleNamespace(url_infos={})
+    files = _Files(None, builder, here / "manual", print)
+    one, other = (f"https://there.org/{part}.tar.gz" for part in order)
+    assert files.download(one) == files.download(one) == here / "manual" / "test.tar.gz"
+    with pytest.raises(FileNotFoundError, match=f"test.tar.gz was taken for {one}, and is wanted for {other}"):
+        files.download(other)
+
+
+def test_images_of_many_pixels_can_be_read_out_of_order(here, monkeypatch):
+    """There may be more than fit into memory, which nobody knows before they are written."""
+    cinic10(here / "manual", OF_CLASS)
+    monkeypatch.setattr(prepare_module, "LARGE", 32 * 32 * 3)
+    builder = prepare("cinic10", manual_dir=here / "manual")
+    assert builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD
+    monkeypatch.setattr(prepared, "LARGEST_IN_MEMORY", 1)
+    assert len(load("cinic10", image_size=16).train) == 20
+
+
+def test_what_is_too_large_for_the_memory_says_what_to_do(here, monkeypatch):
+    cinic10(here / "manual", OF_CLASS)
+    builder = prepare("cinic10", manual_dir=here / "manual")
+    monkeypatch.setattr(prepared, "LARGEST_IN_MEMORY", 1)
+    with pytest.raises(ValueError, match="Remove that folder: `spkd data prepare cinic10` then writes it as arr"):
+        load("cinic10", image_size=16)
+    shutil.rmtree(builder.data_dir)
 
 
 def test_what_is_prepared_is_left_alone(here):

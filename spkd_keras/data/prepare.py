@@ -4,6 +4,7 @@ import difflib
 import functools
 import gzip
 import hashlib
+import math
 import socket
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from spkd_keras.data import builders  # noqa: F401  (registers them)
 
 ALIASES = {"dtd": "dtd_folds"}  # TFDS' own has the first fold only
 NOT_OF_TFDS = ("digits", "image_folder")
+LARGE = 64 * 64 * 3  # values of an image; of smaller ones, 350,000 fit into memory
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 
@@ -56,6 +58,15 @@ def has_photos(builder: Any) -> bool:
     """Whether the images of a data set differ in size."""
     features = [feature for feature in builder.info.features.values() if isinstance(feature, tfds.features.Image)]
     return any(None in feature.shape for feature in features)
+
+
+def _may_be_large(builder: Any) -> bool:
+    """Whether the images have so many pixels that a usual number of them does not fit into memory.
+
+    How many there are, TFDS does not tell before it has written them.
+    """
+    features = [feature for feature in builder.info.features.values() if isinstance(feature, tfds.features.Image)]
+    return any(math.prod(feature.shape) >= LARGE for feature in features)
 
 
 def check_prepared(builder: Any) -> None:
@@ -104,7 +115,7 @@ def prepare(
     builder = find_builder(name, data_dir)
     if builder.is_prepared():
         return builder
-    if has_photos(builder):  # read in any order, not held in memory
+    if has_photos(builder) or _may_be_large(builder):  # read in any order, not held in memory
         builder = find_builder(name, data_dir, file_format="array_record")
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise ValueError(f"--manual-dir must be a folder. Received: {manual_dir}.")
@@ -139,6 +150,7 @@ class _Files:
     def __init__(self, manager: Any, builder: Any, folder: str | Path | None, notice: Callable[[str], None]) -> None:
         self.manager, self.builder, self.notice = manager, builder, notice
         self.folder = None if folder is None else Path(folder)
+        self.taken: dict[Path, str] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.manager, name)
@@ -146,7 +158,8 @@ class _Files:
     def download(self, addresses: Any) -> Any:
         """Returns the path of each file, in the same structure."""
         if self.folder is not None:
-            return keras.tree.map_structure(self._in_folder, addresses)
+            one = len(keras.tree.flatten(addresses)) == 1
+            return keras.tree.map_structure(lambda address: self._in_folder(address, one), addresses)
         for address in keras.tree.flatten(addresses):
             _check_reachable(_url(address), self.builder)
         return self.manager.download(addresses)
@@ -155,14 +168,19 @@ class _Files:
         """Returns the folder or file that each archive is extracted to, in the same structure."""
         return self.manager.extract(self.download(addresses))
 
-    def _in_folder(self, address: Any) -> Path:
+    def _in_folder(self, address: Any, one: bool) -> Path:
+        """Returns the file of an address, which no other has: the test images are not the training images."""
         url, folder = _url(address), Path(str(self.folder))
         path = folder / Path(urlparse(url).path).name
         archives = [file for file in sorted(folder.iterdir()) if file.name.endswith(ARCHIVES)]
-        if not path.is_file() and len(archives) == 1:
+        if not path.is_file() and one and len(archives) == 1:
             path = archives[0]
         if not path.is_file():
             raise FileNotFoundError(f"{folder} must have the file {path.name}, which is at {url}.")
+        if self.taken.setdefault(path, url) != url:
+            raise FileNotFoundError(
+                f"{path} was taken for {self.taken[path]}, and is wanted for {url}. {folder} must have both files."
+            )
         known = (self.builder.url_infos or {}).get(url)
         if known is not None and _sha256(path) == known.checksum:
             return path

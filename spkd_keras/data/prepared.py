@@ -43,6 +43,12 @@ def prepared(name: str, size: int | None) -> tuple[Sequence[str], Callable[[str]
         in_memory = None not in shape and count * np.prod(shape) <= LARGEST_IN_MEMORY
         if not in_memory and size is None:
             raise ValueError(f"The photos of {name} differ in size or are too many for the memory: give `image_size`.")
+        if not in_memory and not _is_indexed(builder) and builder.info.splits[split].num_bytes > LARGEST_IN_MEMORY:
+            raise ValueError(
+                f"{builder.data_dir} is too large for the memory, and cannot be read out of order in the format "
+                f"{builder.info.file_format.value}. Remove that folder: `spkd data prepare {name}` then writes it as "
+                "array records."
+            )
         try:
             if in_memory:
                 return _in_memory(builder, split, image, label, class_names)
@@ -114,11 +120,6 @@ def _photos(builder: Any, split: str, image: str, label: str, class_names: tuple
             return tf.ensure_shape(encoded, ())
 
         return Photos(read, np.arange(count), labels, class_names, size)
-    if builder.info.splits[split].num_bytes > LARGEST_IN_MEMORY:
-        raise ValueError(
-            f"{builder.data_dir} is too large for the memory, and cannot be read out of order in the format "
-            f"{builder.info.file_format.value}. Prepare it as array records: spkd data prepare."
-        )
     found = list(builder.as_dataset(split, decoders=undecoded).as_numpy_iterator())
     encoded, labels = (
         tf.constant([example[image] for example in found]),
