@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from spkd_keras.experiment.problems import ExperimentError, shown, unknown
+from spkd_keras.experiment.schema import BASELINE
 
 
 @functools.cache
@@ -39,10 +40,15 @@ def expand_methods(plain: dict[str, Any]) -> None:
             )
         methods = {name: name for name in methods}
     if isinstance(methods, dict):
-        plain["methods"] = {name: _in_full(method) for name, method in methods.items()}
+        plain["methods"] = {name: _in_full(name, method) for name, method in methods.items()}
 
 
-def _in_full(method: Any) -> Any:
+def _in_full(name: str, method: Any) -> Any:
+    if method is None and name != BASELINE:  # it would be the student alone under another name
+        raise ExperimentError(
+            f"methods.{name}: it must have terms, or be the name of a published method. Received: nothing. Valid: "
+            f"{', '.join(presets())}."
+        )
     if isinstance(method, str):
         if method not in presets():
             raise ExperimentError(f"methods: {unknown('method', method, presets())}")
