@@ -144,6 +144,22 @@ def test_training_from_the_cache_is_training_with_the_teacher(images, teacher, t
     np.testing.assert_allclose(history["loss"], cached_history["loss"], rtol=1e-4)
 
 
+@keras.saving.register_keras_serializable("spkd_keras_tests")
+class AloneItDiffers(keras.layers.Layer):
+    """Gives an image that is alone another value."""
+
+    def call(self, x):
+        return x + keras.ops.cast(keras.ops.shape(x)[0] == 1, x.dtype)
+
+
+@pytest.mark.parametrize(("batch_size", "same"), [(11, True), (10, True), (7, False)])
+def test_the_last_batch_of_an_epoch_counts_too(batch_size, same, images, tmp_path):
+    """Of 22 images, seven a batch, the last is alone."""
+    teacher = small_network(8, before=[AloneItDiffers()], name="teacher")
+    cache = compute(tmp_path / "cache", teacher, [sp()], images, batch_size=batch_size, store="float32")
+    assert cache.manifest.same_in_every_batch == {"stage2": same, "/output": same}
+
+
 @pytest.mark.slow
 def test_from_float32_without_augmentation_it_is_the_same_bits(tmp_path):
     """Where an image has the same bits in every batch, which oneDNN sees to."""

@@ -11,7 +11,7 @@ from test_cache import CIFAR, some_images, sp
 from test_distiller import KD
 
 from spkd_keras import Distiller, Term
-from spkd_keras.cache import TeacherCache, compute, data_digest
+from spkd_keras.cache import TeacherCache, compute, computing, data_digest
 from spkd_keras.data import EpochClock, Images, load
 
 
@@ -68,6 +68,45 @@ def test_an_interrupted_computation_leaves_nothing_that_looks_whole(images, teac
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     with pytest.raises(ValueError, match=r"exists\. Remove it"):
         compute(tmp_path / "cache", teacher, [sp()], images)
+
+
+@pytest.mark.parametrize("batch_size", [8, 5, 22])
+def test_an_interrupted_computation_goes_on(batch_size, images, teacher, tmp_path, monkeypatch):
+    """Behind the last file that is whole, within a view and a batch; with the teacher on what is left alone."""
+    arguments = {"batch_size": batch_size, "augmentation": CIFAR, "views": 3, "store": "float32"}
+    monkeypatch.setattr(computing, "SHARD_BYTES", 7 * 4 * (CLASSES + 4 * 4 * 8))
+    whole = compute(tmp_path / "whole", teacher, [sp()], images, **arguments)
+    told = []
+
+    def interrupt(done, entries):
+        told.append(done)
+        if done >= 37:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compute(tmp_path / "cache", teacher, [sp()], images, tell=interrupt, **arguments)
+    (partial,) = (path for path in tmp_path.iterdir() if path.name.startswith(".partial"))
+    shards = len(list(partial.glob("entries-*")))
+    a_shard = whole.manifest.entries_a_shard
+    assert shards == told[-1] // a_shard > 1
+    again = []
+    cache = compute(tmp_path / "cache", teacher, [sp()], images, tell=lambda done, _: again.append(done), **arguments)
+    assert shards * a_shard < again[0] <= shards * a_shard + batch_size
+    numbers = np.arange(66)
+    for name, values in whole.read(numbers).items():
+        np.testing.assert_array_equal(cache.read(numbers)[name], values)
+    assert sorted(file.name for file in cache.folder.iterdir()) == sorted(file.name for file in whole.folder.iterdir())
+
+
+def test_an_interrupted_computation_of_something_else_begins_anew(images, teacher, tmp_path):
+    def interrupt(done, entries):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compute(tmp_path / "cache", teacher, [sp()], images, tell=interrupt)
+    (tmp_path / ".partial-cache" / "entries-00000.array_record").write_bytes(b"of another dtype")
+    cache = compute(tmp_path / "cache", teacher, [sp()], images, store="float32")
+    assert cache.read(np.arange(22))["/output"].dtype == "float32"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])

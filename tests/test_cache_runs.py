@@ -1,6 +1,7 @@
 """`teacher.cache` in an experiment, and `spkd cache`."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny_experiment import Listener, tiny, untrained_teacher, weights_of
 from spkd_keras.distiller import Distiller
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.training import build, cache_teacher, cached_teacher, run_experiment
+from spkd_keras.training.check import check_experiment
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,26 @@ def test_nothing_to_cache_is_said_before_the_teacher_is_trained(tmp_path, monkey
     with pytest.raises(ExperimentError, match=f"^There is nothing to cache: .* Received: {received}$"):
         cache_teacher(tiny(tmp_path, *overrides).select(methods), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_cache_that_lacks_what_a_method_compares(teacher, tmp_path):
+    """Is said before anything is trained, by every command; and a new one is not what is there already."""
+    plain = [f"teacher={{path: '{teacher}', cache: {{}}}}", "methods.at=[{loss: attention_transfer}]"]
+    experiment = tiny(tmp_path, *plain)
+    folder = cache_teacher(experiment.select(["sp"]), tmp_path / "runs").folder
+    both = experiment.select(["sp", "at"])
+    said = f"must have the all_stages.* Remove {folder} for that, or name another as `teacher.cache.path`"
+    listener = Listener()
+    for command in (cache_teacher, run_experiment):
+        with pytest.raises(ExperimentError, match=said):
+            command(both, tmp_path / "runs", listener)
+    assert listener.of("started") == []
+    findings = check_experiment(both, out=tmp_path / "runs", cost=False).findings
+    (finding,) = (found for found in findings if found.place == "teacher.cache")
+    assert finding.severity == "stop"
+    assert str(folder) in finding.found
+    shutil.rmtree(folder)
+    assert set(cache_teacher(both, tmp_path / "runs").stand_in.shapes) == {"stage1", "stage2", "stage3", "/output"}
 
 
 @pytest.mark.slow

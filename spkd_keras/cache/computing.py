@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ def compute(
         teacher_dtype: "bfloat16", "float16" or "float32": run a copy of the teacher in it.
         tell: called with the numbers of entries done and of all.
 
+    What was interrupted goes on behind the last file that was written, of 256 MiB.
+
     Returns:
         The cache.
 
@@ -88,11 +91,11 @@ def compute(
         max(1, SHARD_BYTES // max(1, bytes_of(tensors, store))),
     )
     clock = EpochClock()
-    dataset = view_batches(images, batch_size, None, clock, augmentation, views, seed)
-    with _whole_or_not_at_all(folder) as partial:
-        _write(partial, manifest, dataset, clock, values, tell)
+    batches = functools.partial(view_batches, images, batch_size, None, clock, augmentation, views, seed)
+    with _whole_or_not_at_all(folder, manifest) as partial:
+        _write(partial, manifest, batches, batch_size, clock, values, tell)
         same = _same_in_every_batch(TeacherCache(partial), images, batch_size, augmentation, values)
-        pixels, _, _ = next(iter(dataset))
+        pixels, _, _ = next(iter(batches()))
         sketches = {
             tap.key: sketch_errors(value, seed, store)
             for (tap, sketch_will_do), value in zip(places.items(), run(pixels), strict=True)
@@ -188,23 +191,25 @@ def _values(
 def _write(
     folder: Path,
     manifest: Manifest,
-    dataset: tf.data.Dataset,
+    batches: Callable[..., tf.data.Dataset],
+    batch_size: int,
     clock: EpochClock,
     values: Callable[[Any], list[np.ndarray]],
     tell: Callable[[int, int], None] | None,
 ) -> None:
-    """Writes the shards, view after view, and the manifest."""
-    writer = ShardWriter(folder, manifest.entries_a_shard)
-    for view in range(manifest.views):
+    """Writes the shards that are not there yet, view after view."""
+    writer = ShardWriter(folder, manifest.entries, manifest.entries_a_shard)
+    for view in range(writer.written // manifest.images, manifest.views):
         clock.epoch.assign(view)
-        for pixels, _, _ in dataset:
-            batch = values(pixels)
+        skip, first = divmod(writer.written - view * manifest.images, batch_size)
+        for pixels, _, _ in batches(skip=skip):
+            batch = [value[first:] for value in values(pixels)]
+            first = 0
             _check_finite(batch, manifest.tensors, manifest.store)
             writer.write(batch)
             if tell:
                 tell(writer.written, manifest.entries)
     writer.close()
-    manifest.write(folder)
 
 
 def _check_finite(batch: list[np.ndarray], tensors: Sequence[StoredTensor], store: str) -> None:
@@ -223,7 +228,7 @@ def _same_in_every_batch(
     augmentation: Augmentation,
     values: Callable[[Any], list[np.ndarray]],
 ) -> dict[str, bool]:
-    """Runs a batch of other images together, to see whether an image's values depend on the batch it is in.
+    """Runs other images together, as many as in a batch and in the last one, to see whether values depend on that.
 
     Where they do, in their last bits, a training from the cache is not the same bits as one with the teacher.
     """
@@ -231,17 +236,28 @@ def _same_in_every_batch(
     shuffled = view_batches(images, batch_size, 1, EpochClock(), augmentation, manifest.views, manifest.seed)
     pixels, _, numbers = next(iter(shuffled))
     stored = cache.read(numbers.numpy())
-    return {
-        name: bool(np.array_equal(one, other))
-        for (name, one), other in zip(stored.items(), values(pixels), strict=True)
-    }
+    same = dict.fromkeys(stored, True)
+    for count in {len(pixels), len(images) % batch_size} - {0}:
+        for (name, one), other in zip(stored.items(), values(pixels[:count]), strict=True):
+            same[name] = same[name] and bool(np.array_equal(one[:count], other))
+    return same
 
 
 @contextlib.contextmanager
-def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """Gives a folder to write into that gets its name when all is written."""
+def _whole_or_not_at_all(folder: Path, manifest: Manifest) -> Iterator[Path]:
+    """Gives a folder to write into that gets its name when all is written; an earlier attempt's, if it was at this."""
     partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was interrupted
-    partial.mkdir(parents=True)
+    if not _is_begun(partial, manifest):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        manifest.write(partial)
     yield partial
     partial.rename(folder)
+
+
+def _is_begun(partial: Path, manifest: Manifest) -> bool:
+    """Whether an interrupted attempt was at the same cache."""
+    try:
+        return Manifest.read(partial) == manifest
+    except ValueError:  # there was none, or it did not come so far
+        return False

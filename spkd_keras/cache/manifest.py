@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,16 @@ def bytes_of(tensors: Sequence[StoredTensor], store: str) -> int:
 
 def data_digest(images: AnyImages) -> str:
     """Digest of images: their labels, and their pixels, or for photos their files' bytes and their size."""
+    if images not in _DIGESTS:
+        _DIGESTS[images] = _data_digest(images)
+    return _DIGESTS[images]
+
+
+# All photos are read for one.
+_DIGESTS: weakref.WeakKeyDictionary[AnyImages, str] = weakref.WeakKeyDictionary()
+
+
+def _data_digest(images: AnyImages) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(images.labels, np.int64).tobytes())
     if isinstance(images, Images):
         digest.update(np.ascontiguousarray(images.pixels).tobytes())

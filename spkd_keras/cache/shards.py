@@ -1,5 +1,6 @@
 """Entries of a fixed size in array records, which can be read in any order."""
 
+import itertools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +13,23 @@ OPTIONS = "group_size:1,uncompressed"  # each entry can be read alone
 
 
 class ShardWriter:
-    """Writes entries one after the other.
+    """Writes entries one after the other, from where an interrupted attempt came to. Files get their names when whole.
 
     Args:
         folder: for the files.
-        entries_a_shard: in each.
+        entries: how many there will be.
+        entries_a_shard: in each file but the last.
+
+    Attributes:
+        written: how many there are.
     """
 
-    def __init__(self, folder: Path, entries_a_shard: int) -> None:
+    def __init__(self, folder: Path, entries: int, entries_a_shard: int) -> None:
         self.folder, self.entries_a_shard = folder, entries_a_shard
-        self.written = 0
+        shards = itertools.takewhile(lambda index: (folder / NAME.format(index)).exists(), itertools.count())
+        self.written = min(sum(1 for _ in shards) * entries_a_shard, entries)
         self._writer: Any = None
+        self._file = folder
 
     def write(self, values: Sequence[np.ndarray]) -> None:
         """Writes the entries of a batch, of which `values` has every tensor."""
@@ -31,8 +38,8 @@ class ShardWriter:
         for row in zip(*values, strict=True):
             if self.written % self.entries_a_shard == 0:
                 self.close()
-                file = self.folder / NAME.format(self.written // self.entries_a_shard)
-                self._writer = array_record_module.ArrayRecordWriter(str(file), OPTIONS)
+                self._file = self.folder / NAME.format(self.written // self.entries_a_shard)
+                self._writer = array_record_module.ArrayRecordWriter(str(self._partial), OPTIONS)
             self._writer.write(b"".join(value.tobytes() for value in row))
             self.written += 1
 
@@ -41,6 +48,11 @@ class ShardWriter:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+            self._partial.rename(self._file)
+
+    @property
+    def _partial(self) -> Path:
+        return self._file.with_name(f".partial-{self._file.name}")
 
 
 class ShardReader:

@@ -125,7 +125,7 @@ class Experiment(Section):
 
 def differences(old: Experiment, new: Experiment) -> list[str]:
     """Returns what differs and affects a run's result, as `data.batch_size: 64 -> 128`."""
-    without = {"name", "checkpoints", "published"}
+    without: Any = {"name": True, "checkpoints": True, "published": True, "teacher": {"cache": {"path"}}}
     before, after = (_flat(experiment.model_dump(exclude=without)) for experiment in (old, new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"

@@ -21,7 +21,7 @@ from spkd_keras.export.run import FinishedRun, resize_of, some
 from spkd_keras.export.student import SUFFIXES
 from spkd_keras.frontier.decision import Candidate, titled
 from spkd_keras.observer import Observer, Renamed
-from spkd_keras.training import build
+from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.folder import RunFolder, locked, write_json
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import error_of
@@ -131,7 +131,7 @@ def _plan(
 
 def _run(student: StudentSpec, root: Path, folder: Path, observer: Observer, jobs: int) -> dict[str, str]:
     """Does the runs of one student; returns why those that failed did."""
-    experiment = with_trained_teacher(student.experiment, root)
+    experiment = cached_teacher.shared(with_trained_teacher(student.experiment, root), root)
     named = Renamed(observer, lambda run: f"{student.name} {run}", held_out=True)
     try:
         run_experiment(experiment, folder, named, jobs=jobs)

@@ -20,13 +20,22 @@ def folder_of(spec: CacheSpec, root: Path) -> Path:
     return Path(spec.path or root / FOLDER)
 
 
+def shared(experiment: Experiment, root: Path) -> Experiment:
+    """Returns an experiment whose teacher's cache, if it has one, is by default where runs under `root` have it."""
+    teacher = experiment.teacher
+    if teacher is None or teacher.cache is None:
+        return experiment
+    cache = teacher.cache.model_copy(update={"path": str(folder_of(teacher.cache, root))})
+    return experiment.model_copy(update={"teacher": teacher.model_copy(update={"cache": cache})})
+
+
 def opened(
     experiment: Experiment, spec: CacheSpec, root: Path, splits: data.Splits, teacher_fingerprint: str | None
 ) -> cache.TeacherCache:
     """Opens the cache that an experiment is trained from.
 
     Raises:
-        ExperimentError: if it is missing or damaged, or was computed for something else.
+        ExperimentError: if it is missing or damaged, was computed for something else, or lacks what a method compares.
     """
     folder = folder_of(spec, root)
     with build.telling("teacher.cache"):
@@ -39,6 +48,11 @@ def opened(
             data=cache.data_digest(splits.train),
             **spec.model_dump(include=ASKED),
         )
+        try:
+            for term in _terms(experiment):
+                found.stand_in.resolve(term.teacher, term.default_tap, term.takes_sketches)
+        except ValueError as error:
+            raise ValueError(f"{error} Remove {folder} for that, or name another as `teacher.cache.path`.") from error
         return found
 
 

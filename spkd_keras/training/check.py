@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from spkd_keras import data
+from spkd_keras import data, models
 from spkd_keras.distiller import Distiller, compared_layers, gathered_bytes
 from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
 from spkd_keras.observer import Observer
@@ -131,6 +131,8 @@ def check_experiment(
         distiller = build.build_distiller(None, network, training, TEACHER)
         check.costs[TEACHER] = measure(distiller, dataset, splits, training)
         check.runs[TEACHER] = 1
+    if trained:
+        check.findings += _unfit_cache(experiment, splits, teacher, Path(out) / experiment.name)
     if cost and teacher is not None and (spec := experiment.teacher_cache):
         check.cache = cached_teacher.size_of(experiment, spec, Path(out) / experiment.name, splits, teacher)
     if check.cache:
@@ -182,6 +184,18 @@ def _check_one(
     if trained:
         check.parts[name] = rows
     return distiller
+
+
+def _unfit_cache(experiment: Experiment, splits: data.Splits, teacher: keras.Model | None, root: Path) -> list[Finding]:
+    """Looks whether a cache that is there is the one that all methods can be trained from."""
+    spec = experiment.teacher_cache
+    if teacher is None or spec is None or not cached_teacher.folder_of(spec, root).exists():
+        return []
+    try:
+        cached_teacher.opened(experiment, spec, root, splits, models.fingerprint(teacher))
+    except ExperimentError as error:
+        return [Finding("stop", "teacher.cache", str(error).removeprefix("teacher.cache: "))]
+    return []
 
 
 def _occupied(experiment: Experiment, training: Experiment | None, root: Path) -> list[Finding]:
