@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_experiment import Listener, assert_same_run, history_of, tiny, untrained_teacher, weights_of
 
-from spkd_keras.training import Interrupted, RunsFailedError, checkpoints, run_experiment, train
+from spkd_keras.training import Interrupted, RunsFailedError, StorageError, checkpoints, run_experiment, train
 from spkd_keras.training.callbacks import Recorder, Reporter
 
 pytestmark = pytest.mark.slow
@@ -191,6 +191,26 @@ def test_a_second_signal_ends_it_without_a_state(teacher, tmp_path):
         with pytest.raises(Interrupted):
             run_experiment(three_epochs(tmp_path, teacher), tmp_path / "runs")
     assert not list(tmp_path.glob("runs/tiny/sp-seed1/backup/*"))
+
+
+@pytest.mark.parametrize("part", ["state", "metrics"])
+@pytest.mark.parametrize("change", ["one less", "another shape"])
+def test_checkpoints_of_another_version_are_kept_and_named(teacher, tmp_path, part, change):
+    experiment, folder = three_epochs(tmp_path, teacher), tmp_path / "runs" / "tiny" / "sp-seed1"
+    with pytest.MonkeyPatch.context() as patch:  # in the middle of an epoch, where the metrics count too
+        patch.setattr(Reporter, "on_train_batch_begin", at_call(12, die, Reporter.on_train_batch_begin))
+        with pytest.raises(Death):
+            run_experiment(experiment, tmp_path / "runs")
+    for file in (folder / "backup").iterdir():
+        with np.load(file) as arrays:
+            state = dict(arrays)
+        last = [key for key in state if key.startswith(part)][-1]
+        state = state | {last: np.zeros(7)} if change == "another shape" else {k: state[k] for k in state if k != last}
+        np.savez(file, **state)
+    before = {file.name: file.read_bytes() for file in (folder / "backup").iterdir()}
+    with pytest.raises(StorageError, match=r"backup are of another training.*Another version.*or delete the folder"):
+        run_experiment(experiment, tmp_path / "runs")
+    assert {file.name: file.read_bytes() for file in (folder / "backup").iterdir()} == before
 
 
 # --- what may differ, and what may not -------------------------------------------------------------------------------

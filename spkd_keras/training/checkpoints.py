@@ -15,7 +15,7 @@ import numpy as np
 from spkd_keras.distiller import Distiller, NotFiniteError
 from spkd_keras.experiment import Checkpoints
 from spkd_keras.training.devices import Devices
-from spkd_keras.training.folder import replace
+from spkd_keras.training.folder import StorageError, replace
 from spkd_keras.training.interruption import SIGNALS, Interruption
 
 ASK_EVERY = 10  # batches, between processes
@@ -83,6 +83,9 @@ class Checkpointer(keras.callbacks.Callback):
 
         Returns:
             Where it was written and what the recorder kept; the beginning and nothing if there is none.
+
+        Raises:
+            StorageError: if what is in it is not the state of this training.
         """
         self.begun, self._metrics = Position(), []
         self.devices.share(self.folder)
@@ -93,7 +96,7 @@ class Checkpointer(keras.callbacks.Callback):
                 self.warn(f"The checkpoint {file} is damaged ({' '.join(str(error).split())}). Using the one before.")
                 file.unlink()
                 continue
-            _assign(_variables(distiller), [state[key] for key in state if key.startswith("state/")])
+            self._assign(_variables(distiller), [state[key] for key in state if key.startswith("state/")])
             self._metrics = [state[key] for key in state if key.startswith("metrics/")]
             self.begun = _position(file)
             return self.begun, json.loads(str(state["progress"]))
@@ -101,11 +104,19 @@ class Checkpointer(keras.callbacks.Callback):
 
     def restored_metrics(self, distiller: Distiller) -> dict[str, float]:
         """Puts the metrics back to where the checkpoint was written, and returns their values."""
-        variables = distiller.metrics_variables
-        if len(variables) != len(self._metrics):
-            raise RuntimeError(f"The checkpoint has {len(self._metrics)} metric variables, not {len(variables)}.")
-        _assign(variables, self._metrics)
+        self._assign(distiller.metrics_variables, self._metrics)
         return {name: float(value) for name, value in distiller.get_metrics_result().items()}
+
+    def _assign(self, variables: list[Any], values: list[np.ndarray]) -> None:
+        """Puts values where they were. They have no names that two versions, or two processes, would give alike."""
+        if [tuple(variable.shape) for variable in variables] != [value.shape for value in values]:
+            raise StorageError(
+                f"The checkpoints in {self.folder} are of another training than this one: {len(values)} variables, "
+                f"here {len(variables)}, or of other sizes. Another version of spkd_keras wrote them: go on with that "
+                "one, or delete the folder to begin the run anew."
+            )
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
 
     # --- writing -------------------------------------------------------------------------------------------------
 
@@ -217,8 +228,3 @@ def _variables(distiller: Distiller) -> list[Any]:
     metrics = {id(variable) for variable in distiller.metrics_variables}
     every = [*distiller.variables, *distiller.optimizer.variables]
     return list({id(variable): variable for variable in every if id(variable) not in metrics}.values())
-
-
-def _assign(variables: list[Any], values: list[np.ndarray]) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
