@@ -26,7 +26,8 @@ from tiny_experiment import (
 from spkd_keras import data, models
 from spkd_keras.distiller import Distiller
 from spkd_keras.experiment import load_experiment
-from spkd_keras.training import run_experiment
+from spkd_keras.models.normalization import BatchNormalization
+from spkd_keras.training import results, run_experiment
 
 pytestmark = pytest.mark.slow  # all stand on one whole experiment
 
@@ -322,3 +323,15 @@ def test_one_method_alone_is_the_same_as_among_all(finished, tmp_path):
     assert {path.name for path in root.iterdir()} == {"teacher-seed0", "sp-seed0"}
     assert_same_run(finished.root / "teacher-seed0", root / "teacher-seed0")
     assert_same_run(finished.root / "sp-seed0", root / "sp-seed0")
+
+
+def test_the_best_epoch_is_computed_as_the_last_is(tmp_path, monkeypatch):
+    """Two forms of one network differ in their last bits, and so may their errors."""
+    networks = []
+    errors = results._errors
+    monkeypatch.setattr(results, "_errors", lambda network, images: networks.append(network) or errors(network, images))
+    run_experiment(tiny(tmp_path, "teacher=", "methods={student: []}", "schedule.epochs=1"), tmp_path / "runs")
+    kinds = [[type(layer) for layer in network.layers] for network in networks]
+    assert len(kinds) == 3, "the last epoch on the test and the held-out images, and the best on the test images"
+    assert kinds[0] == kinds[1] == kinds[2]
+    assert BatchNormalization in kinds[0]

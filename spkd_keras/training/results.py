@@ -8,7 +8,9 @@ import numpy as np
 
 from spkd_keras import data, models
 from spkd_keras.distiller import taps
+from spkd_keras.experiment import Network
 from spkd_keras.losses import similarity_matrix
+from spkd_keras.training import build
 from spkd_keras.training.folder import RunFolder, replace
 
 EVALUATION_BATCH = 256
@@ -24,7 +26,7 @@ def summarise(
 ) -> dict[str, Any]:
     """What a run came to. Errors are fractions; the test labels are read here, once."""
     experiment = folder.experiment
-    best = keras.saving.load_model(folder.best) if folder.best.exists() else None
+    best = build.construct(Network(path=str(folder.best)), "best.keras") if folder.best.exists() else None
     images = experiment.schedule.epochs * len(splits.train)
     seconds = progress["training_seconds"]
     test_errors = _errors(student, splits.test)
