@@ -88,6 +88,10 @@ def test_what_is_taken_for_readable_can_be_trained_on(folder):
         (lambda root: (root / "test" / "emu").mkdir(), "test has classes that train has not: emu."),
         (lambda root: shutil.copytree(root / "test" / "cat", root / "test" / "emu"), "train has not: emu."),
         (lambda root: shutil.copytree(root / "test" / "cat", root / "train" / "emu"), "test/emu must have photos"),
+        (
+            lambda root: (root / "test" / "cat" / "a.WebP").touch(),
+            "1 photos in formats that are not read, as a.WebP. ",
+        ),
         (lambda root: shutil.rmtree(root / "test" / "cat"), "test/cat must have photos (.jpg, "),
         (lambda root: shutil.rmtree(root / "train" / "cat"), "train must have a folder for each of at least two clas"),
         (lambda root: shutil.rmtree(root / "train"), "must have the folders train/<class>/ and test/<class>/ with ph"),

@@ -52,6 +52,20 @@ def test_the_baseline_needs_no_teacher(tmp_path):
     assert len(report.verdicts(result)) == 2
 
 
+@pytest.mark.parametrize(("fingerprints", "compared"), [(["f", "f"], True), (["f", "g"], False), ([None, None], False)])
+def test_a_teacher_that_was_moved(tmp_path, fingerprints, compared):
+    for seed, (fingerprint, place) in enumerate(zip(fingerprints, "ab", strict=True)):
+        run = write_run(tmp_path, "sp", seed, 0.25, [])
+        change(
+            run,
+            "model: wide_resnet\n  path: null\n  schedule: {}\n  dtype: null\n  cache: null\n  width: 2",
+            f"path: {place}.keras",
+        )
+        file = run / "summary.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"teacher_fingerprint": fingerprint}))
+    assert (not any("teacher.path" in line for line in summarised(tmp_path).warnings)) == compared
+
+
 def test_methods_are_compared_with_each_other(tmp_path):
     for seed, (kd, sp) in enumerate([(0.5, 0.25), (0.25, 0.125), (0.25, 0.25)]):
         write_run(tmp_path, "kd", seed, kd, [])

@@ -101,6 +101,13 @@ def test_another_teacher_is_refused(tmp_path, monkeypatch):
         again.run()
 
 
+def test_a_batch_that_is_too_large_is_refused_before_the_search(tmp_path):
+    search = tiny_search(tmp_path, "data.batch_size={choice: [32, 500]}", trials=1)
+    with pytest.raises(ExperimentError, match=r"^data: `batch_size` must be at most 81, .*Received: 500\.$"):
+        search.run()
+    assert not list(search.folder.glob("trials"))
+
+
 def test_a_full_disk_ends_the_search(tmp_path, monkeypatch):
     broken(monkeypatch, StorageError("There is no room."))
     search = tiny_search(tmp_path, GAMMA, trials=4)

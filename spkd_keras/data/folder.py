@@ -1,5 +1,6 @@
 """A user's own photos: a folder for each split, in it one for each class."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from spkd_keras.data.augmentation import decode
 from spkd_keras.data.splits import Photos
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+NOT_READ = (".avif", ".heic", ".jfif", ".jp2", ".tif", ".tiff", ".webp")  # to pass over them would be to lose images
 SHOWN = 10  # unreadable files that a message names
 
 
@@ -44,7 +46,12 @@ def image_folder(path: str | Path, size: int) -> tuple[Sequence[str], Callable[[
         _check_readable(files)
         names = tf.constant([os.fsencode(file) for file in files])
         return Photos(
-            lambda number: tf.io.read_file(names[number]), np.arange(len(files)), np.array(labels), class_names, size
+            lambda number: tf.io.read_file(names[number]),
+            np.arange(len(files)),
+            np.array(labels),
+            class_names,
+            size,
+            _listing(root, files),
         )
 
     return splits, photos
@@ -80,6 +87,12 @@ def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[i
     for label, name in enumerate(class_names):
         inside = _within(found[name]) if name in found else []
         photos = [file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file()]
+        others = [file.name for file in inside if file.suffix.lower() in NOT_READ]
+        if others:
+            raise ValueError(
+                f"{folder / name} has {len(others)} photos in formats that are not read, as {shown(others[0])}. "
+                f"Make them {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or remove them."
+            )
         if not photos:
             raise ValueError(f"{folder / name} must have photos ({', '.join(SUFFIXES)}). Received: none.")
         files += photos
@@ -90,6 +103,12 @@ def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[i
 def _within(folder: Path) -> list[Path]:
     """Lists the files in and under a folder; `rglob` would pass over folders that it may not look into."""
     return sorted(Path(root) / name for root, _, names in os.walk(folder, onerror=_refuse) for name in names)
+
+
+def _listing(root: Path, files: Sequence[Path]) -> str:
+    """Returns a digest of the files' names and sizes."""
+    listed = [f"{shown(file.relative_to(root))} {file.stat().st_size}" for file in files]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:32]
 
 
 def _check_readable(files: Sequence[Path]) -> None:

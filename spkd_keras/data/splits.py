@@ -1,6 +1,7 @@
 """Train, validation and test."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ class Photos:
         labels: shape (n,), integers from 0 to classes - 1.
         class_names: one for each class.
         size: side of the square that is cut out of each, in pixels.
+        listing: digest of the files' names and sizes, where they are the user's own and may change.
     """
 
     read: Callable[[Any], Any]
@@ -52,6 +54,7 @@ class Photos:
     labels: np.ndarray
     class_names: tuple[str, ...]
     size: int
+    listing: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,6 +86,21 @@ class Splits(NamedTuple):
     validation: AnyImages | None
     test: AnyImages
     origin: dict[str, str | None]
+
+    def digest(self) -> str:
+        """Returns a digest by which runs know each other's images: labels and pixels; of photos, what their files say.
+
+        Photos are not read for it: those of TFDS are those of their version, a user's are known by name and size.
+        """
+        digest = hashlib.sha256()
+        for images in (self.train, self.validation, self.test):
+            if images is None:
+                continue
+            known = images.pixels if isinstance(images, Images) else images.numbers
+            digest.update(f"{images.image_shape} {getattr(images, 'listing', '')} {images.class_names}".encode())
+            digest.update(np.ascontiguousarray(images.labels, np.int64).data)
+            digest.update(np.ascontiguousarray(known).data)
+        return digest.hexdigest()[:32]
 
 
 def check_images(images: AnyImages, name: str) -> None:

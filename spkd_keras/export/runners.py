@@ -20,6 +20,7 @@ from spkd_keras.export.metadata import OUTPUTS, Metadata
 from spkd_keras.export.placing import is_partial, put_back
 from spkd_keras.export.serving import read_picture
 from spkd_keras.training.build import construct
+from spkd_keras.training.environment import intra_op_threads
 
 SMALLEST_PROBABILITY = 1e-30  # of which a logarithm is taken
 
@@ -175,7 +176,7 @@ class KerasRunner(Runner):
         self.image_shape, self.classes = image_shape_and_classes(self.network, f"{path}: a classifier of images")
         self.gives_probabilities = taps.gives_probabilities(self.network, taps.LOGITS)
         self.input_dtype = "float32"
-        self.threads = tf.config.threading.get_intra_op_parallelism_threads() or self.threads
+        self.threads = intra_op_threads()
         names = _class_names_beside(file)
         self.class_names = names if names and len(names) == self.classes else None
 
@@ -197,7 +198,7 @@ class SavedModelRunner(Runner):
         self._take(saved_model_format.read_metadata(path))
         self.loaded = tf.saved_model.load(str(path))
         self.signatures = {dtype: self.loaded.signatures[f"serving_{dtype}"] for dtype in INPUT_DTYPES}
-        self.threads = tf.config.threading.get_intra_op_parallelism_threads() or self.threads
+        self.threads = intra_op_threads()
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Calls the signature for the pixels' dtype."""

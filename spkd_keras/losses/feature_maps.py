@@ -91,7 +91,7 @@ class AttentionTransfer(DistillationLoss):
         L = sum over stages mean over positions (M_T / ||M_T||_2 - M_S / ||M_S||_2)^2,  M = mean over channels |a|^p
 
     One term over all stages, paired by position; the larger of two activations is average-pooled first. The published
-    weight (beta) is 1000; the original code halves it.
+    weight (beta) is 1000, as the original code uses it; the paper's equation has half of it in front of the sum.
 
     Args:
         power: p, at least 1, default 2.

@@ -169,6 +169,9 @@ def _differing(runs: Sequence[Run], unit: str, apart: bool = False) -> list[str]
     ignored = ["seeds", *(["data.name"] if unit == "folds" else [])]
     if apart:
         ignored += ["methods"] if all(run.spec.methods[run.method].terms for run in runs) else ["methods", "teacher"]
+    known = teachers(runs)
+    if len(known) == 1 and None not in known:
+        ignored.append(r"teacher\.path")  # it was moved
     found = [line for run in runs[1:] for line in differences(runs[0].spec, run.spec)]
     return list(dict.fromkeys(line for line in found if not re.match(rf"({'|'.join(ignored)})\b", line)))
 

@@ -18,6 +18,7 @@ from spkd_keras.training.build import (
     build_distiller,
     build_network,
     build_student,
+    check_batch_size,
     load_data,
     schedules,
     telling,
@@ -177,6 +178,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             build_distiller(teacher, build_student(point, images), point, *point.methods)
             with telling("data"):
                 data.check_augmentation(images, augmentation(point.data))
+                check_batch_size(images, point.data.batch_size)
 
 
 def _matters_to_building(dimension: Dimension) -> bool:

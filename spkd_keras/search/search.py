@@ -43,7 +43,15 @@ from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import DRAWS, make_oracle
 from spkd_keras.search.results import TrialResult, is_used_up, read_trials, write_best
 from spkd_keras.search.tuner import TRIALS, DistillationTuner, anew, finished, trial_name
-from spkd_keras.training.folder import RunFolder, StorageError, check_writable, locked, write_json
+from spkd_keras.training.folder import (
+    DATA_DIGEST,
+    RunFolder,
+    StorageError,
+    check_same_data,
+    check_writable,
+    locked,
+    write_json,
+)
 from spkd_keras.training.interruption import Interruption
 
 RECORD = "search.json"
@@ -139,13 +147,14 @@ class Search:
         """Searches as the process that has the oracle, with the teacher of this fingerprint if trials had one."""
         self.hypermodel.check()
         check_writable(self.folder)
-        write_json(self.folder / RECORD, self._record() | {FINGERPRINT: fingerprint})
+        record = self._record() | {DATA_DIGEST: self.hypermodel.splits.digest()}
+        write_json(self.folder / RECORD, record | {FINGERPRINT: fingerprint})
         tf.config.experimental.enable_op_determinism()
         with variables(CHIEF, LOOPBACK, *free_ports(1)) if workers else contextlib.nullcontext():
             tuner = self._tuner(workers)
             self._plan(tuner.oracle)
             fingerprint = self._check_teacher(fingerprint)
-            write_json(self.folder / RECORD, self._record() | {FINGERPRINT: fingerprint})
+            write_json(self.folder / RECORD, record | {FINGERPRINT: fingerprint})
             if role == ALONE and not workers:
                 _search(tuner)
             else:
@@ -235,6 +244,7 @@ class Search:
                 f"{self.folder} holds another search ({'; '.join(fields)}). Nothing was changed. "
                 "Choose another folder with --out, or another `name`."
             )
+        check_same_data(self.folder, before.get(DATA_DIGEST), self.hypermodel.splits.digest())
         fingerprint: str | None = before.get(FINGERPRINT)
         return fingerprint
 

@@ -46,12 +46,20 @@ def load_data(spec: Data) -> data.Splits:
             validation_seed=spec.validation_seed,
         )
         data.check_augmentation(splits.train, augmentation(spec))
-        if len(splits.train) < spec.batch_size:
-            raise ValueError(
-                f"`batch_size` must be at most {len(splits.train)}, the number of training images. "
-                f"Received: {spec.batch_size}."
-            )
+        check_batch_size(splits.train, spec.batch_size)
         return splits
+
+
+def check_batch_size(images: data.AnyImages, batch_size: int) -> None:
+    """Checks that there is a whole batch.
+
+    Raises:
+        ValueError: if there is not.
+    """
+    if len(images) < batch_size:
+        raise ValueError(
+            f"`batch_size` must be at most {len(images)}, the number of training images. Received: {batch_size}."
+        )
 
 
 def augmentation(spec: Data) -> data.Augmentation:

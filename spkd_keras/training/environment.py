@@ -27,16 +27,26 @@ DECIDING = (
 
 def environment() -> dict[str, Any]:
     """Returns versions, commit, platform, devices and numbers of threads."""
-    cores = len(os.sched_getaffinity(0))
     return {
         "versions": versions(PACKAGES),
         "commit": _commit(),
         "platform": platform.platform(),
         "devices": [device.name for device in tf.config.list_physical_devices()],
-        "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads() or cores,
+        "intra_op_threads": intra_op_threads(),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "as TensorFlow chooses"),
-        "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads() or cores,
+        "inter_op_threads": _threads(tf.config.threading.get_inter_op_parallelism_threads(), "TF_NUM_INTEROP_THREADS"),
     }
+
+
+def intra_op_threads() -> int:
+    """Returns how many threads TensorFlow uses for one operation, on which the bits of a result depend."""
+    return _threads(tf.config.threading.get_intra_op_parallelism_threads(), "TF_NUM_INTRAOP_THREADS")
+
+
+def _threads(configured: int, variable: str) -> int:
+    """TensorFlow takes what is configured, else its environment variable, else all cores."""
+    asked = os.environ.get(variable, "")
+    return configured or (int(asked) if asked.isdecimal() else 0) or len(os.sched_getaffinity(0))
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

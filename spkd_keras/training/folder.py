@@ -11,13 +11,17 @@ from typing import Any
 import filelock
 import keras
 
-from spkd_keras.experiment import Experiment, ExperimentError, differences, load_experiment
+from spkd_keras import models
+from spkd_keras.experiment import Experiment, ExperimentError, Network, differences, load_experiment, read_record
+from spkd_keras.training import build
 
 PARTIAL = ".partial-"
+MOVED = "teacher.path:"  # of the lines that say what differs
+DATA_DIGEST = "data_digest"  # in what a run, or a search, records
 
 
 class StorageError(OSError):
-    """A file cannot be written. The message is one clear line; what was there before is intact."""
+    """A file cannot be written, or is not what it should be. The message is one clear line; what was there is kept."""
 
 
 class RunFolder:
@@ -69,11 +73,38 @@ class RunFolder:
                 "Choose another folder with --out."
             )
         fields = differences(load_experiment(recorded), self.experiment)
+        if not self.experiment.methods[self.method].terms:  # it asks no teacher
+            fields = [field for field in fields if not field.startswith("teacher")]
+        elif any(field.startswith(MOVED) for field in fields) and self._has_same_teacher():
+            fields = [field for field in fields if not field.startswith(MOVED)]
         if fields:
             raise ExperimentError(
                 f"{self.path} holds a run of another experiment ({'; '.join(fields)}). Nothing was changed. "
                 "Choose another folder with --out, or another `name`."
             )
+
+    def _has_same_teacher(self) -> bool:
+        """Whether the teacher's file, which has another name than then, is the one of then."""
+        recorded = (read_record(self.environment) or {}).get("teacher_fingerprint")
+        teacher = self.experiment.teacher
+        if recorded is None or teacher is None or teacher.path is None:
+            return False
+        return recorded == models.fingerprint(build.construct(Network(path=teacher.path), "teacher"))
+
+    def check_data(self, digest: str) -> None:
+        """Checks that what is done of the run was done on these images.
+
+        Args:
+            digest: of the `Splits`.
+
+        Raises:
+            ExperimentError: if it was not.
+        """
+        if self.finished or any(self.backup.glob("epoch-*")):
+            record = None
+            with suppress(ExperimentError):  # damaged: it is written anew, or told where it matters
+                record = read_record(self.environment)
+            check_same_data(self.path, (record or {}).get(DATA_DIGEST), digest)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -103,6 +134,24 @@ class RunFolder:
         """
         check_writable(self.backup)
         write_text(self.path / "experiment.yaml", self.experiment.to_yaml())
+
+
+def check_same_data(folder: Path, recorded: str | None, digest: str) -> None:
+    """Checks that a folder's results are of the images that there are now.
+
+    Args:
+        folder: for the message.
+        recorded: digest of the images of then; None if it is not known.
+        digest: of the `Splits` of now.
+
+    Raises:
+        ExperimentError: if they are not.
+    """
+    if recorded not in (None, digest):
+        raise ExperimentError(
+            f"{folder} was trained on other images than the data have now (digest {recorded}). Received: {digest}. "
+            "Nothing was changed. Bring the images back as they were, or choose another folder with --out."
+        )
 
 
 @contextmanager

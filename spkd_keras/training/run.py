@@ -107,13 +107,17 @@ def _run_into(
         if left:
             splits = build.load_data(experiment.data)
             devices.check(experiment.data, len(splits.train))
+            digest = splits.digest()
+            for folder in every:
+                folder.check_data(digest)
             build.check(experiment, splits)
         observer.planned([folder.path.name for folder in every], [f.path.name for f in every if f.finished])
         if left:
             tf.config.experimental.enable_op_determinism()
-            # Methods that have no run yet: those that have one were tried when it began.
+            # Methods that have a run were tried when it began. With another they are tried again: all takes time.
             begun = {folder.method for folder in runs if folder.path.exists()}
-            new = Counter(folder.method for folder in left if folder.method not in (begun | {TEACHER})) if check else {}
+            to_do = Counter(folder.method for folder in left if folder.method != TEACHER)
+            new = to_do if check and set(to_do) - begun else {}
             try_out = partial(check_before_running, experiment, splits, observer, force, runs=new, jobs=jobs, out=out)
             teacher_is_new = teacher_run is not None and not teacher_run.finished
             if teacher_run is not None and teacher_is_new:

@@ -17,7 +17,7 @@ from spkd_keras.training.callbacks import Recorder, Reporter
 from spkd_keras.training.checkpoints import Checkpointer, Position
 from spkd_keras.training.devices import Devices
 from spkd_keras.training.environment import changes, environment
-from spkd_keras.training.folder import RunFolder, save_network, write_json
+from spkd_keras.training.folder import DATA_DIGEST, RunFolder, save_network, write_json
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import EVALUATION_BATCH, summarise, write_similarities
 
@@ -45,6 +45,8 @@ def train(
     with folder.locked():
         if folder.finished:
             return  # by another process, since this one looked
+        digest = splits.digest()
+        folder.check_data(digest)
         folder.create()
         name, experiment = folder.path.name, folder.experiment
         observer.started(name, experiment.schedule.epochs)
@@ -53,6 +55,7 @@ def train(
             **devices.described(),
             "teacher_fingerprint": teacher_fingerprint,
             "data": splits.origin,
+            DATA_DIGEST: digest,
             "class_names": list(splits.train.class_names),
         }
         _record(folder, surroundings, observer)

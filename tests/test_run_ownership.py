@@ -1,0 +1,171 @@
+"""Whether what is in a run's folder is this run: its images, its teacher, and settings that matter to it."""
+
+import json
+
+import numpy as np
+import pytest
+from fake_runs import digit_network, write_files
+from pictures import photo_folder
+from test_data_errors import loaded, of
+from tiny_experiment import Listener, tiny
+from tiny_search import GAMMA, tiny_search
+
+from spkd_keras import models
+from spkd_keras.data import Images, Splits
+from spkd_keras.experiment import ExperimentError, differences
+from spkd_keras.training import build, cached_teacher, run_experiment, teacher_run
+from spkd_keras.training.environment import intra_op_threads
+from spkd_keras.training.folder import RunFolder
+
+RECORDED = "3f" * 16
+
+
+def record(folder, **recorded):
+    (folder / "environment.json").write_text(json.dumps(recorded), encoding="utf-8")
+
+
+def untrained(observer_told):
+    return [told for told in observer_told if told[0] == "started"] == []
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def splits(pixels=0, label=0, validation=True, names=("a", "b")):
+    def part(value):
+        images = np.full((4, 2, 2, 1), value, np.uint8)
+        return Images(images, np.array([label, 1, 0, 1]), names)
+
+    return Splits(part(pixels), part(3) if validation else None, part(5), {})
+
+
+def test_a_digest_is_of_all_that_a_training_sees_of_the_data():
+    digests = [
+        splits().digest(),
+        splits(pixels=1).digest(),
+        splits(label=1).digest(),
+        splits(validation=False).digest(),
+        splits(names=("a", "c")).digest(),
+        splits()._replace(test=splits(pixels=9).train).digest(),
+    ]
+    assert len(set(digests)) == len(digests)
+    assert splits().digest() == digests[0]
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "rename", "replace", "relabel"])
+def test_a_digest_of_photos_is_of_their_names_and_sizes(tmp_path, change):
+    photo_folder(tmp_path / "photos", {"train": 5, "test": 3})
+    before = loaded(**of(tmp_path / "photos")).digest()
+    assert loaded(**of(tmp_path / "photos")).digest() == before
+    file = tmp_path / "photos" / "test" / "cat" / "001.jpg"
+    if change == "add":
+        (file.parent / "009.jpg").write_bytes(file.read_bytes())
+    elif change == "remove":
+        file.unlink()
+    elif change == "rename":
+        file.rename(file.with_name("0011.jpg"))
+    elif change == "replace":
+        file.write_bytes(file.read_bytes() + b"\0")
+    else:
+        file.rename(file.parents[1] / "dog" / "0011.jpg")
+    assert loaded(**of(tmp_path / "photos")).digest() != before
+
+
+@pytest.mark.parametrize("left", ["a finished run", "a checkpoint"])
+def test_runs_on_other_images_are_not_mixed(tmp_path, left):
+    experiment = tiny(tmp_path, "seeds=[0, 1]").select(["student"])
+    folder = write_files(tmp_path / "runs" / "tiny", experiment.single("student", 0), {} if left[2] == "f" else None)
+    if left == "a checkpoint":
+        (folder / "backup").mkdir()
+        (folder / "backup" / "epoch-1-batch-0.npz").touch()
+    record(folder, data_digest=RECORDED)
+    digest = build.load_data(experiment.data).digest()
+    listener = Listener()
+    with pytest.raises(ExperimentError) as caught:
+        run_experiment(experiment, tmp_path / "runs", listener)
+    assert str(caught.value) == (
+        f"{folder} was trained on other images than the data have now (digest {RECORDED}). Received: {digest}. "
+        "Nothing was changed. Bring the images back as they were, or choose another folder with --out."
+    )
+    assert untrained(listener.told)
+    for harmless in (digest, None):  # of before digests were recorded
+        record(folder, data_digest=harmless)
+        RunFolder(folder.parent, experiment.single("student", 0)).check_data(digest)
+
+
+def test_a_run_that_did_not_come_far_may_begin_with_other_images(tmp_path):
+    experiment = tiny(tmp_path)
+    folder = write_files(tmp_path, experiment.single("student", 0), None)
+    record(folder, data_digest=RECORDED)
+    RunFolder(tmp_path, experiment.single("student", 0)).check_data("0" * 32)
+
+
+def test_trials_on_other_images_are_not_mixed(tmp_path, monkeypatch):
+    search = tiny_search(tmp_path, GAMMA, trials=1)
+    monkeypatch.setattr(type(search), "_tuner", lambda self, workers: pytest.fail("it goes on"))
+    search.folder.mkdir(parents=True)
+    file = search.folder / "search.json"
+    before = search._record() | {"data_digest": RECORDED}
+    file.write_text(json.dumps(before), encoding="utf-8")
+    with pytest.raises(ExperimentError, match=r"tiny-search was trained on other images than the data have now"):
+        search.run()
+    assert json.loads(file.read_text()) == before
+
+
+# --- settings that matter --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [("teacher.cache={}", "teacher.cache.views"), ("teacher.width=1.0", "teacher.width")],
+)
+def test_a_run_without_terms_asks_no_teacher(tmp_path, override, field):
+    experiment, other = tiny(tmp_path), tiny(tmp_path, override)
+    for method in ("student", "sp"):
+        write_files(tmp_path, experiment.single(method, 0), {})
+    RunFolder(tmp_path, other.single("student", 0)).check_owner()
+    with pytest.raises(ExperimentError, match=f"sp-seed0 holds a run of another experiment \\({field}"):
+        RunFolder(tmp_path, other.single("sp", 0)).check_owner()
+
+
+def test_the_baseline_of_before_another_teacher_is_kept(tmp_path):
+    runs = [RunFolder(tmp_path, tiny(tmp_path).single(method, 0)) for method in ("student", "sp")]
+    for run in runs:
+        record(write_files(tmp_path, run.experiment, {}), teacher_fingerprint="one")
+    teacher_run.check_fingerprint("another", runs[:1])
+    with pytest.raises(ExperimentError, match=r"sp-seed0 was distilled from another teacher, fingerprint one\."):
+        teacher_run.check_fingerprint("another", runs)
+
+
+def test_a_teacher_may_be_moved_and_not_replaced(tmp_path):
+    network = digit_network(0.5)
+    here, there = tmp_path / "here.keras", tmp_path / "there.keras"
+    network.save(here)
+    here_run = tiny(tmp_path, f"teacher={{path: '{here}'}}").single("sp", 0)
+    there_run = RunFolder(tmp_path, tiny(tmp_path, f"teacher={{path: '{there}'}}").single("sp", 0))
+    folder = write_files(tmp_path, here_run, {})
+    network.save(there)
+    refused = pytest.raises(ExperimentError, match=r"another experiment \(teacher\.path: .*here\.keras -> .*there")
+    with refused:  # nobody knows which teacher it had
+        there_run.check_owner()
+    record(folder, teacher_fingerprint=models.fingerprint(network))
+    there_run.check_owner()
+    digit_network(0.5, seed=1).save(there)
+    with refused:
+        there_run.check_owner()
+
+
+def test_where_a_cache_is_kept_is_no_setting(tmp_path):
+    plain, elsewhere = (tiny(tmp_path, f"teacher.cache={{{where}}}") for where in ("", "path: elsewhere"))
+    assert differences(plain, elsewhere) == []
+    assert cached_teacher.shared(plain, tmp_path).teacher.cache.path == str(tmp_path / "teacher-cache")
+    assert cached_teacher.shared(elsewhere, tmp_path) == elsewhere
+    assert cached_teacher.shared(tiny(tmp_path), tmp_path) == tiny(tmp_path)
+
+
+def test_threads_that_the_environment_asks_for(monkeypatch):
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    every = intra_op_threads()
+    for asked, threads in (("1", 1), ("3", 3), ("0", every), ("", every), ("many", every)):
+        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", asked)
+        assert intra_op_threads() == threads
