@@ -1,6 +1,8 @@
 """What a cache refuses: wrong arguments, other images, teachers that do not fit, and files that are not whole."""
 
 import os
+import shutil
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -96,6 +98,37 @@ def test_an_interrupted_computation_goes_on(batch_size, images, teacher, tmp_pat
     for name, values in whole.read(numbers).items():
         np.testing.assert_array_equal(cache.read(numbers)[name], values)
     assert sorted(file.name for file in cache.folder.iterdir()) == sorted(file.name for file in whole.folder.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "missing"])
+def test_what_is_not_whole_of_an_interrupted_computation_is_computed_again(
+    damage, images, teacher, tmp_path, monkeypatch
+):
+    """And the rest with it; what was interrupted at its very end is whole."""
+    monkeypatch.setattr(computing, "SHARD_BYTES", 5 * 2 * (CLASSES + 4 * 4 * 8))
+    rename = Path.rename
+
+    def interrupt(path, name):
+        if path.is_dir():
+            raise KeyboardInterrupt
+        return rename(path, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            compute(tmp_path / "cache", teacher, [sp()], images)
+    told = []
+    arguments = {"batch_size": 4, "tell": lambda done, _: told.append(done)}
+    shutil.copytree(tmp_path / ".partial-cache", tmp_path / ".partial-other")
+    whole = compute(tmp_path / "cache", teacher, [sp()], images, **arguments)
+    assert told == [], "22 entries in five files"
+    file = tmp_path / ".partial-other" / "entries-00002.array_record"
+    content = file.read_bytes()
+    file.unlink() if damage == "missing" else file.write_bytes(content[: len(content) // 2 if damage == "half" else 0])
+    other = compute(tmp_path / "other", teacher, [sp()], images, **arguments)
+    assert told == [12, 16, 20, 22], "behind the ten of the first two files"
+    for name, values in whole.read(np.arange(22)).items():
+        np.testing.assert_allclose(other.read(np.arange(22))[name], values, rtol=2e-3)
 
 
 def test_an_interrupted_computation_of_something_else_begins_anew(images, teacher, tmp_path):

@@ -163,10 +163,11 @@ def test_no_archive_is_taken_for_two_one_after_the_other(here, order):
         files.download(other)
 
 
-def test_images_of_many_pixels_can_be_read_out_of_order(here, monkeypatch):
-    """There may be more than fit into memory, which nobody knows before they are written."""
+@pytest.mark.parametrize(("limit", "value"), [("LARGE", 32 * 32 * 3), ("LARGE_ARCHIVES", 0)])
+def test_what_may_be_large_can_be_read_out_of_order(here, monkeypatch, limit, value):
+    """There may be more images than fit into memory, which nobody knows before they are written."""
     cinic10(here / "manual", OF_CLASS)
-    monkeypatch.setattr(prepare_module, "LARGE", 32 * 32 * 3)
+    monkeypatch.setattr(prepare_module, limit, value)
     builder = prepare("cinic10", manual_dir=here / "manual")
     assert builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD
     monkeypatch.setattr(prepared, "LARGEST_IN_MEMORY", 1)

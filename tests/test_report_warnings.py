@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from fake_runs import change, write_run, write_runs, write_trial
 
 from spkd_keras import report
 from spkd_keras.experiment import Experiment, ExperimentError
 from spkd_keras.page import contents
+from spkd_keras.report.results import similarities
 
 SP = [{"loss": "similarity_preserving", "weight": 100.0}]
 OTHER = [{"loss": "similarity_preserving", "weight": 3000.0}]
@@ -64,6 +66,24 @@ def test_a_teacher_that_was_moved(tmp_path, fingerprints, compared):
         file = run / "summary.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"teacher_fingerprint": fingerprint}))
     assert (not any("teacher.path" in line for line in summarised(tmp_path).warnings)) == compared
+
+
+def test_a_baseline_of_before_another_teacher(tmp_path):
+    """It is compared, and the teacher in the picture is that of the method with terms."""
+    for seed in (0, 1):
+        write_run(tmp_path, "student", seed, 0.5, [])
+        write_run(tmp_path, "sp", seed, 0.25, [])
+    change(tmp_path / "student-seed0", "width: 2", "width: 8")
+    other = {"labels": np.array([0, 0, 1]), "student": np.eye(3), "teacher": np.full((3, 3), 0.5)}
+    np.savez_compressed(tmp_path / "student-seed0" / "similarity.npz", **other)
+    result = summarised(tmp_path)
+    assert result.warnings == []
+    assert report.verdicts(result) == [
+        "sp had fewer errors than the student alone with each of 2 seeds: -25.00 points in the median "
+        "(sign test: p = 0.5, the least that 2 can give)."
+    ]
+    matrices, _ = similarities(result)
+    np.testing.assert_array_equal(matrices["teacher"], np.eye(3))
 
 
 def test_methods_are_compared_with_each_other(tmp_path):

@@ -13,9 +13,10 @@ from tiny_search import GAMMA, tiny_search
 from spkd_keras import models
 from spkd_keras.data import Images, Splits
 from spkd_keras.experiment import ExperimentError, differences
-from spkd_keras.training import build, cached_teacher, run_experiment, teacher_run
+from spkd_keras.training import build, cache_teacher, cached_teacher, run_experiment, teacher_run
 from spkd_keras.training.environment import intra_op_threads
 from spkd_keras.training.folder import RunFolder
+from spkd_keras.training.interruption import Interruption
 
 RECORDED = "3f" * 16
 
@@ -100,13 +101,44 @@ def test_a_run_that_did_not_come_far_may_begin_with_other_images(tmp_path):
     RunFolder(tmp_path, experiment.single("student", 0)).check_data("0" * 32)
 
 
-def test_trials_on_other_images_are_not_mixed(tmp_path, monkeypatch):
+def test_a_teacher_of_other_images_is_not_used(tmp_path):
+    """By `spkd cache`, and by searches and frontiers, which train students beside it."""
+    experiment = tiny(tmp_path, "teacher.cache={}")
+    folder = write_files(tmp_path / "runs" / "tiny", experiment.teacher_training(), {})
+    digit_network(0.5).save(folder / "student.keras")
+    record(folder, data_digest=RECORDED)
+    loaded_data, interruption = build.load_data(experiment.data), Interruption()
+    refused = pytest.raises(ExperimentError, match=r"teacher-seed0 was trained on other images than the data have now")
+    with refused:
+        teacher_run.prepared_teacher(experiment, tmp_path / "runs", loaded_data, Listener(), interruption)
+    with refused:
+        cache_teacher(experiment, tmp_path / "runs")
+    record(folder, data_digest=loaded_data.digest())
+    assert teacher_run.prepared_teacher(experiment, tmp_path / "runs", loaded_data, Listener(), interruption)
+
+
+@pytest.mark.parametrize("left", ["outcome.json", "backup/epoch-1-batch-0.npz", None])
+def test_trials_on_other_images_are_not_mixed(tmp_path, monkeypatch, left):
     search = tiny_search(tmp_path, GAMMA, trials=1)
-    monkeypatch.setattr(type(search), "_tuner", lambda self, workers: pytest.fail("it goes on"))
+
+    class GoesOnError(Exception):
+        pass
+
+    def goes_on(self, workers):
+        raise GoesOnError
+
+    monkeypatch.setattr(type(search), "_tuner", goes_on)
     search.folder.mkdir(parents=True)
     file = search.folder / "search.json"
     before = search._record() | {"data_digest": RECORDED}
     file.write_text(json.dumps(before), encoding="utf-8")
+    if left is None:  # nothing was trained
+        with pytest.raises(GoesOnError):
+            search.run()
+        return
+    trial = search.folder / "trials" / "trial_0" / left
+    trial.parent.mkdir(parents=True)
+    trial.touch()
     with pytest.raises(ExperimentError, match=r"tiny-search was trained on other images than the data have now"):
         search.run()
     assert json.loads(file.read_text()) == before

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_experiment import Listener, assert_same_run, history_of, tiny, untrained_teacher, weights_of
 
-from spkd_keras.training import Interrupted, RunsFailedError, StorageError, checkpoints, run_experiment, train
+from spkd_keras.training import Interrupted, RunsFailedError, checkpoints, run_experiment, train
 from spkd_keras.training.callbacks import Recorder, Reporter
 
 pytestmark = pytest.mark.slow
@@ -208,7 +208,7 @@ def test_checkpoints_of_another_version_are_kept_and_named(teacher, tmp_path, pa
         state = state | {last: np.zeros(7)} if change == "another shape" else {k: state[k] for k in state if k != last}
         np.savez(file, **state)
     before = {file.name: file.read_bytes() for file in (folder / "backup").iterdir()}
-    with pytest.raises(StorageError, match=r"backup are of another training.*Another version.*or delete the folder"):
+    with pytest.raises(RunsFailedError, match=r"backup are of another training.*Another version.*or delete the folder"):
         run_experiment(experiment, tmp_path / "runs")
     assert {file.name: file.read_bytes() for file in (folder / "backup").iterdir()} == before
 

@@ -258,6 +258,7 @@ def _whole_or_not_at_all(folder: Path, manifest: Manifest) -> Iterator[Path]:
 def _is_begun(partial: Path, manifest: Manifest) -> bool:
     """Whether an interrupted attempt was at the same cache."""
     try:
-        return Manifest.read(partial) == manifest
+        begun = Manifest.read(partial)
+        return dataclasses.replace(begun, same_in_every_batch={}, sketches={}) == manifest
     except ValueError:  # there was none, or it did not come so far
         return False

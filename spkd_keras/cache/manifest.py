@@ -92,7 +92,9 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes it into a folder."""
-        (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial = folder / f".partial-{FILE}"
+        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial.replace(folder / FILE)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":

@@ -1,6 +1,7 @@
 """Entries of a fixed size in array records, which can be read in any order."""
 
 import itertools
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +27,9 @@ class ShardWriter:
 
     def __init__(self, folder: Path, entries: int, entries_a_shard: int) -> None:
         self.folder, self.entries_a_shard = folder, entries_a_shard
-        shards = itertools.takewhile(lambda index: (folder / NAME.format(index)).exists(), itertools.count())
-        self.written = min(sum(1 for _ in shards) * entries_a_shard, entries)
+        starts = range(0, entries, entries_a_shard)
+        files = ((folder / NAME.format(i), min(entries_a_shard, entries - start)) for i, start in enumerate(starts))
+        self.written = sum(count for _, count in itertools.takewhile(lambda file: _is_whole(*file), files))
         self._writer: Any = None
         self._file = folder
 
@@ -48,11 +50,24 @@ class ShardWriter:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+            with self._partial.open("rb") as written:
+                os.fsync(written.fileno())
             self._partial.rename(self._file)
 
     @property
     def _partial(self) -> Path:
         return self._file.with_name(f".partial-{self._file.name}")
+
+
+def _is_whole(file: Path, count: int) -> bool:
+    """Whether a file has its entries; one that has its name may still be empty after a power failure."""
+    from array_record.python import array_record_module
+
+    try:
+        reader = array_record_module.ArrayRecordReader(str(file), "readahead_buffer_size:0,max_parallelism:0")
+        return bool(reader.num_records() == count)
+    except Exception:  # whatever array_record makes of missing and damaged files
+        return False
 
 
 class ShardReader:

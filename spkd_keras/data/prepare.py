@@ -22,6 +22,7 @@ from spkd_keras.data import builders  # noqa: F401  (registers them)
 ALIASES = {"dtd": "dtd_folds"}  # TFDS' own has the first fold only
 NOT_OF_TFDS = ("digits", "image_folder")
 LARGE = 64 * 64 * 3  # values of an image; of smaller ones, 350,000 fit into memory
+LARGE_ARCHIVES = 2**30  # bytes; a quarter of the images' is what an archive of many plain ones may have
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 
@@ -61,12 +62,13 @@ def has_photos(builder: Any) -> bool:
 
 
 def _may_be_large(builder: Any) -> bool:
-    """Whether the images have so many pixels that a usual number of them does not fit into memory.
+    """Whether the archives are so large, or the images, that a usual number of them does not fit into memory.
 
     How many there are, TFDS does not tell before it has written them.
     """
+    archives = sum(info.size for info in (builder.url_infos or {}).values())
     features = [feature for feature in builder.info.features.values() if isinstance(feature, tfds.features.Image)]
-    return any(math.prod(feature.shape) >= LARGE for feature in features)
+    return archives >= LARGE_ARCHIVES or any(math.prod(feature.shape) >= LARGE for feature in features)
 
 
 def check_prepared(builder: Any) -> None:

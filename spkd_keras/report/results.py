@@ -168,7 +168,9 @@ def _differing(runs: Sequence[Run], unit: str, apart: bool = False) -> list[str]
     """Returns the settings that differ among runs, besides seed or fold, and the method if they are of two."""
     ignored = ["seeds", *(["data.name"] if unit == "folds" else [])]
     if apart:
-        ignored += ["methods"] if all(run.spec.methods[run.method].terms for run in runs) else ["methods", "teacher"]
+        ignored.append("methods")
+    if not (all if apart else any)(run.spec.methods[run.method].terms for run in runs):
+        ignored.append("teacher")  # the baseline asks none
     known = teachers(runs)
     if len(known) == 1 and None not in known:
         ignored.append(r"teacher\.path")  # it was moved
@@ -215,13 +217,14 @@ def similarities(result: ExperimentResult) -> tuple[dict[str, Any], Any]:
     files = {(run.method, run.seed): run.folder / "similarity.npz" for run in result.runs if run.method in students}
     files = {key: file for key, file in files.items() if file.exists()}
     first = min((seed for _, seed in files), default=0)
+    terms = {run.method: bool(run.spec.methods[run.method].terms) for run in result.runs}
     matrices: dict[str, Any] = {}
     labels = None
     for method in (method for method in students if (method, first) in files):
         arrays = read_similarities(files[method, first])
         labels = arrays["labels"]
-        if "teacher" in arrays:
-            matrices.setdefault(TEACHER, arrays["teacher"])
+        if "teacher" in arrays and (terms[method] or TEACHER not in matrices):  # the baseline may know another
+            matrices[TEACHER] = arrays["teacher"]
         matrices[shown(method)] = arrays["student"]
     return {name: matrices[name] for name in sorted(matrices, key=lambda name: name != TEACHER)}, labels
 

@@ -244,7 +244,9 @@ class Search:
                 f"{self.folder} holds another search ({'; '.join(fields)}). Nothing was changed. "
                 "Choose another folder with --out, or another `name`."
             )
-        check_same_data(self.folder, before.get(DATA_DIGEST), self.hypermodel.splits.digest())
+        trials = self.folder / TRIALS
+        if any(trials.glob("*/outcome.json")) or any(trials.glob("*/backup/epoch-*")):
+            check_same_data(self.folder, before.get(DATA_DIGEST), self.hypermodel.splits.digest())
         fingerprint: str | None = before.get(FINGERPRINT)
         return fingerprint
 

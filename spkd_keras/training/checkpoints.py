@@ -15,7 +15,7 @@ import numpy as np
 from spkd_keras.distiller import Distiller, NotFiniteError
 from spkd_keras.experiment import Checkpoints
 from spkd_keras.training.devices import Devices
-from spkd_keras.training.folder import StorageError, replace
+from spkd_keras.training.folder import replace
 from spkd_keras.training.interruption import SIGNALS, Interruption
 
 ASK_EVERY = 10  # batches, between processes
@@ -85,7 +85,7 @@ class Checkpointer(keras.callbacks.Callback):
             Where it was written and what the recorder kept; the beginning and nothing if there is none.
 
         Raises:
-            StorageError: if what is in it is not the state of this training.
+            RuntimeError: if what is in it is not the state of this training.
         """
         self.begun, self._metrics = Position(), []
         self.devices.share(self.folder)
@@ -110,7 +110,7 @@ class Checkpointer(keras.callbacks.Callback):
     def _assign(self, variables: list[Any], values: list[np.ndarray]) -> None:
         """Puts values where they were. They have no names that two versions, or two processes, would give alike."""
         if [tuple(variable.shape) for variable in variables] != [value.shape for value in values]:
-            raise StorageError(
+            raise RuntimeError(
                 f"The checkpoints in {self.folder} are of another training than this one: {len(values)} variables, "
                 f"here {len(variables)}, or of other sizes. Another version of spkd_keras wrote them: go on with that "
                 "one, or delete the folder to begin the run anew."

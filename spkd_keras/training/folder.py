@@ -1,5 +1,6 @@
 """A run's folder: what is in it, and whether it is this run's."""
 
+import functools
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ DATA_DIGEST = "data_digest"  # in what a run, or a search, records
 
 
 class StorageError(OSError):
-    """A file cannot be written, or is not what it should be. The message is one clear line; what was there is kept."""
+    """A file cannot be written. The message is one clear line; what was there before is intact."""
 
 
 class RunFolder:
@@ -89,7 +90,8 @@ class RunFolder:
         teacher = self.experiment.teacher
         if recorded is None or teacher is None or teacher.path is None:
             return False
-        return recorded == models.fingerprint(build.construct(Network(path=teacher.path), "teacher"))
+        file = Path(teacher.path)
+        return recorded == _fingerprint(teacher.path, file.stat().st_mtime_ns if file.exists() else None)
 
     def check_data(self, digest: str) -> None:
         """Checks that what is done of the run was done on these images.
@@ -134,6 +136,12 @@ class RunFolder:
         """
         check_writable(self.backup)
         write_text(self.path / "experiment.yaml", self.experiment.to_yaml())
+
+
+@functools.cache  # all runs of an experiment ask for the same one
+def _fingerprint(path: str, modified: int | None) -> str:
+    del modified  # another file has another fingerprint
+    return models.fingerprint(build.construct(Network(path=path), "teacher"))
 
 
 def check_same_data(folder: Path, recorded: str | None, digest: str) -> None:

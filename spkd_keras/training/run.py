@@ -170,6 +170,8 @@ def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Ob
     with interruption.listening():
         splits = build.load_data(experiment.data)
         build.check(experiment, splits)
+        if teacher_run:
+            teacher_run.check_data(splits.digest())
         tf.config.experimental.enable_op_determinism()
         names = [teacher_run.path.name] if teacher_run else []
         observer.planned(names, names if teacher_run and teacher_run.finished else [])

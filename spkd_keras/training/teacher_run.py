@@ -39,12 +39,13 @@ def prepared_teacher(
     """Returns the teacher; one that has to be trained is trained first, as `run_experiment` does.
 
     Raises:
-        ExperimentError: if its folder holds another experiment's, or its file cannot be loaded.
+        ExperimentError: if its folder holds another experiment's, or one of other images, or its file cannot be loaded.
     """
     training = experiment.teacher_training()
     folder = None if training is None else RunFolder(Path(out) / experiment.name, training)
     if folder is not None:
         folder.check_owner()
+        folder.check_data(splits.digest())
         if not folder.finished:
             train_teacher(folder, splits, observer, interruption)
     return load_teacher(experiment, folder, splits)
