@@ -22,7 +22,7 @@ from spkd_keras.data import builders  # noqa: F401  (registers them)
 ALIASES = {"dtd": "dtd_folds"}  # TFDS' own has the first fold only
 NOT_OF_TFDS = ("digits", "image_folder")
 LARGE = 64 * 64 * 3  # values of an image; of smaller ones, 350,000 fit into memory
-LARGE_ARCHIVES = 2**30  # bytes; a quarter of the images' is what an archive of many plain ones may have
+LARGE_ARCHIVES = 2**30  # bytes; plain images take up to four times what their archives do
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 
