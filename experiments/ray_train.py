@@ -4,8 +4,9 @@
     python experiments/ray_train.py experiments/digits.yaml --workers 2 --out /shared/runs
 
 Ray starts the workers, on the machines of its cluster or on this one, and tells each of the others by `TF_CONFIG`. What
-follows is `spkd run --strategy multiworker`: the first worker writes the runs' folders, and the same command continues
-what was interrupted. `--out` should be a place that any machine can be the first of, such as a shared folder.
+follows is the training of `spkd run --strategy multiworker`: the first worker writes the runs' folders, and the same
+command continues what was interrupted. `spkd check` before it says what cannot work, and `spkd report` behind it makes
+the tables. `--out` should be a place that any machine can be the first of, such as a shared folder.
 """
 
 import argparse

@@ -93,6 +93,13 @@ def test_what_cannot_be_taken_is_named_and_the_rest_is_done(places, digits):
         assert lines == [f"spkd: {problem['file']} {problem['problem']}" for problem in answer["problems"]]
 
 
+def test_a_grey_bmp(places, digits):
+    (digits / "grey.bmp").write_bytes(encoded(data.digits()[1].pixels[0, ..., 0], "BMP"))
+    rows = [call("predict", places["litert"], digits / name, "--json") for name in ("grey.bmp", "0.png")]
+    found = [json.loads(row.stdout)["predictions"][0]["top"] for row in rows]
+    assert found[0] == found[1]
+
+
 def test_a_large_picture_is_stretched_when_asked_for(places, digits):
     large = np.kron(data.digits()[1].pixels[0, ..., 0], np.ones((4, 4), np.uint8))
     (digits / "large.png").write_bytes(encoded(large, "PNG"))
@@ -212,6 +219,9 @@ def test_an_evaluation_of_any_format(places, tmp_path, probabilities, kind):
     assert [row["class"] for row in found["per_class"]] == list(NAMES)
     assert [Path(file).suffix for file in found["figures"]] == [".png", ".svg"]
     assert all(Path(file).is_file() for file in found["figures"])
+    # The exports of all runs have one name.
+    where = "-".join(Path(places[kind]).resolve().parts[-3:])
+    assert Path(found["figures"][0]).name == f"model-{where}-digits-test-confusion.png"
 
 
 def test_a_student_against_its_teacher_on_the_data_of_its_run(places, tmp_path, probabilities):

@@ -136,6 +136,23 @@ def test_without_a_network(here, monkeypatch):
     prepare("cinic10", manual_dir=here / "manual")  # needs none
 
 
+@pytest.mark.parametrize(("variable", "asked"), [("https_proxy", False), ("http_proxy", True), (None, True)])
+def test_behind_a_proxy_nobody_need_know_the_host(monkeypatch, variable, asked):
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "http://proxy.there.org:3128")
+    hosts = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port: hosts.append(host))
+    prepare_module._check_reachable("https://there.org/a.zip", None)
+    assert hosts == ["there.org"] * asked
+    hosts.clear()
+    monkeypatch.setenv("no_proxy", "there.org")
+    prepare_module._check_reachable("https://there.org/a.zip", None)
+    assert hosts == ["there.org"]
+
+
 def test_one_archive_of_another_name_is_taken(here):
     cinic10(here / "manual", OF_CLASS)
     (here / "manual" / CINIC10_ARCHIVE).rename(here / "manual" / "mine.tar.gz")

@@ -1,7 +1,9 @@
 """What is read of a run's folder before its student is exported, where it is damaged."""
 
+import json
+
 import pytest
-from fake_runs import single, write_files
+from fake_runs import change, digit_network, single, write_files, write_network_runs
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.export.run import FinishedRun
@@ -44,3 +46,40 @@ def test_a_run_that_is_not_finished(folder):
     (folder / "summary.json").unlink()
     with pytest.raises(ExperimentError, match="is not finished"):
         FinishedRun(folder)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_network_runs(tmp_path)
+
+
+def seeds_of(run):
+    return {title: over["seeds"] for title, over in FinishedRun(run)._accuracies()["over_seeds"].items()}
+
+
+def test_accuracies_are_over_the_seeds_of_one_experiment(run):
+    """As in a report, runs with other settings are not taken together."""
+    assert seeds_of(run) == {"sp": [0, 1], "student alone": [0], "teacher": [0]}
+    change(run.parent / "sp-seed1", "weight: 100.0", "weight: 3000.0")
+    change(run.parent / "student-seed0", "width: 0.5", "width: 4.0")  # the teacher's, which it does not ask
+    assert seeds_of(run) == {"sp": [0], "student alone": [0], "teacher": [0]}
+    change(run.parent / "student-seed0", "batch_size: 32", "batch_size: 64")
+    assert seeds_of(run) == {"sp": [0], "teacher": [0]}
+
+
+def test_accuracies_are_of_students_of_one_teacher(run):
+    file = run.parent / "sp-seed1" / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"teacher_fingerprint": "0" * 32}), encoding="utf-8")
+    assert seeds_of(run)["sp"] == [0]
+
+
+def test_the_teacher_is_found_from_within_the_folder_and_missed_aloud(run, monkeypatch):
+    monkeypatch.chdir(run)
+    told = []
+    (term,) = FinishedRun(".").story(digit_network(), told.append)["terms"]
+    assert (term["teacher"], told) == (["stage3"], [])
+    (run.parent / "teacher-seed0" / "student.keras").unlink()
+    (term,) = FinishedRun(".").story(digit_network(), told.append)["terms"]
+    assert term["teacher"] == "last_stage (default)"
+    assert "cannot name the teacher's layers where they are the default" in told[0]
+    assert "does not exist" in told[0]

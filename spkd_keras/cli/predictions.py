@@ -234,9 +234,9 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
             results = evaluation.evaluate(outputs, images.labels, images.class_names)
         except evaluation.NotFiniteError as error:
             raise evaluation.NotFiniteError(f"{path} {error}") from error
-        figure = plots.confusion_matrix(
-            np.array(results["confusion"]), images.class_names, out / f"{role}-{path.resolve().name}-confusion"
-        )
+        # Exports of all runs have one name.
+        name = "-".join([role, *path.resolve().parts[1:][-3:], spec.name.replace("/", "-"), part, "confusion"])
+        figure = plots.confusion_matrix(np.array(results["confusion"]), images.class_names, out / name)
         answer[role] = {"path": str(path), **results, "figures": list(map(str, figure))}
     if teacher is not None:
         answer["against_teacher"] = evaluation.against(predicted["teacher"], predicted["model"], images.labels)

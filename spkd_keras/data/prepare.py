@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 import keras
 import tensorflow_datasets as tfds
@@ -223,7 +224,9 @@ def _sha256(path: Path) -> str:
 
 
 def _check_reachable(url: str, builder: Any) -> None:
-    host = urlparse(url).hostname or ""
+    host, scheme = urlparse(url).hostname or "", urlparse(url).scheme
+    if scheme in getproxies() and not proxy_bypass(host):
+        return  # it is the proxy that knows the host
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:

@@ -15,6 +15,7 @@ from spkd_keras.export.metadata import OUTPUTS
 from spkd_keras.export.serving import NotConvertible, Serving
 
 OPSET = 18  # what tf2onnx 1.17 knows
+XLA = "_XlaMustCompile"
 SMALLEST_HALVED = 64  # elements; a smaller constant gains less than the node that casts it takes
 
 
@@ -64,9 +65,18 @@ def _with_constants(serving: Serving) -> Any:
     looks for them among the inputs.
     """
     frozen = convert_variables_to_constants_v2(serving.function, lower_control_flow=False, aggressive_inlining=True)
+    graph = frozen.graph.as_graph_def()
+    # Keras (3.15) has XLA compile grouped convolutions, and what XLA must compile is not laid open to be converted.
+    for node in [*graph.node, *graph.library.function]:
+        node.attr.pop(XLA, None)
+    for function in graph.library.function:
+        for node in function.node_def:
+            node.attr.pop(XLA, None)
+    names = [[tensor.name for tensor in tensors] for tensors in (frozen.inputs, frozen.outputs)]
 
     def classify(image: Any) -> dict[str, Any]:
-        return dict(zip(OUTPUTS, frozen(image), strict=True))
+        outputs = tf.graph_util.import_graph_def(graph, {names[0][0]: image}, names[1], name="")
+        return dict(zip(OUTPUTS, outputs, strict=True))
 
     return tf.function(classify)
 

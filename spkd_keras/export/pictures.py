@@ -81,7 +81,8 @@ def read_file(path: Path, image_shape: tuple[int, int, int], resize: str | None)
     height, width, channels = image_shape
     try:
         encoded = path.read_bytes()
-        shape = tuple(decode(encoded, channels=0).shape)
+        pixels = decode(encoded, channels=0)
+        shape = tuple(pixels.shape)
     except OSError as error:
         raise UnreadablePicture(f"cannot be read: {error.strerror}") from error
     except tf.errors.OpError as error:
@@ -94,6 +95,8 @@ def read_file(path: Path, image_shape: tuple[int, int, int], resize: str | None)
         raise UnreadablePicture(
             f"has {shape[0]}x{shape[1]} pixels; the network takes {height}x{width}: give --resize crop or stretch"
         )
+    if channels == shape[2] == 1:  # which TensorFlow refuses of a BMP where it is asked for
+        encoded = tf.io.encode_png(pixels).numpy()
     try:
         return np.asarray(read_picture(encoded, image_shape, resize or "stretch"))
     except tf.errors.OpError as error:  # a BMP that TensorFlow decodes in its own number of channels alone

@@ -17,6 +17,7 @@ from spkd_keras.experiment import (
     ExperimentError,
     Network,
     TermSpec,
+    differences,
     load_experiment,
     read_record,
 )
@@ -91,17 +92,17 @@ class FinishedRun:
 
     def _teacher(self, notice: Callable[[str], None]) -> keras.Model | None:
         """Loads the teacher, to tell where the terms looked; None if its file is gone or damaged."""
-        spec = self.experiment.teacher
-        file = self.folder.parent / f"{TEACHER}-seed0" / "student.keras"
-        if spec is not None and spec.path is not None:
-            file = Path(spec.path)
-        if not file.is_file():
-            return None
         try:
-            return construct(Network(path=str(file)), TEACHER)
+            return construct(Network(path=str(self._teacher_file())), TEACHER)
         except ExperimentError as error:  # the student is sound without it
             notice(f"The model card cannot name the teacher's layers where they are the default. {error}")
             return None
+
+    def _teacher_file(self) -> Path:
+        spec = self.experiment.teacher
+        if spec is not None and spec.path is not None:
+            return Path(spec.path)
+        return self.folder.resolve().parent / f"{TEACHER}-seed0" / "student.keras"
 
     def _accuracies(self) -> dict[str, Any]:
         """Accuracy on the test images of this run, and of the method, the baseline and the teacher over their seeds."""
@@ -115,9 +116,10 @@ class FinishedRun:
 
     def _over_seeds(self, method: str) -> dict[str, Any] | None:
         accuracies = {}
-        for file in self.folder.resolve().parent.glob(f"{method}-seed*/summary.json"):
-            summary = read_record(file) or {}
-            if summary.get("method") == method:
+        own = self.folder.resolve().parent.glob(f"{method}-seed*")
+        for folder in [self._teacher_file().parent] if method == TEACHER else own:
+            summary = read_record(folder / "summary.json") or {}
+            if summary.get("method") == method and (method == TEACHER or self._is_alike(folder, method, summary)):
                 accuracies[int(summary["seed"])] = 1 - summary["test_error"]
         if not accuracies:
             return None
@@ -128,6 +130,16 @@ class FinishedRun:
             "lowest": min(values),
             "highest": max(values),
         }
+
+    def _is_alike(self, folder: Path, method: str, summary: dict[str, Any]) -> bool:
+        """Whether a run is of this one's settings and teacher; the baseline has no terms and asks no teacher."""
+        with_terms = method == self.method and bool(self.experiment.methods[method].terms)
+        ignored = ("seeds", "teacher.path") if with_terms else ("seeds", "teacher", "methods")
+        found = differences(self.experiment, load_experiment(folder / "experiment.yaml"))
+        if any(not line.startswith(ignored) for line in found):
+            return False
+        known = "teacher_fingerprint"
+        return not with_terms or summary.get(known) == self.summary.get(known)
 
 
 def _term(term: TermSpec, teacher: keras.Model | None, student: keras.Model) -> dict[str, Any]:
