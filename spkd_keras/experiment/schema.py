@@ -125,7 +125,9 @@ class Experiment(Section):
 
 def differences(old: Experiment, new: Experiment) -> list[str]:
     """Returns what differs and affects a run's result, as `data.batch_size: 64 -> 128`."""
-    without: Any = {"name": True, "checkpoints": True, "published": True, "teacher": {"cache": {"path"}}}
+    asked = any(method.terms for experiment in (old, new) for method in experiment.methods.values())
+    teacher: Any = {"cache": {"path"}} if asked else True  # what has no terms asks none
+    without: Any = {"name": True, "checkpoints": True, "published": True, "teacher": teacher}
     before, after = (_flat(experiment.model_dump(exclude=without)) for experiment in (old, new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"

@@ -168,9 +168,7 @@ def _differing(runs: Sequence[Run], unit: str, apart: bool = False) -> list[str]
     """Returns the settings that differ among runs, besides seed or fold, and the method if they are of two."""
     ignored = ["seeds", *(["data.name"] if unit == "folds" else [])]
     if apart:
-        ignored.append("methods")
-    if not (all if apart else any)(run.spec.methods[run.method].terms for run in runs):
-        ignored.append("teacher")  # the baseline asks none
+        ignored += ["methods"] if all(run.spec.methods[run.method].terms for run in runs) else ["methods", "teacher"]
     known = teachers(runs)
     if len(known) == 1 and None not in known:
         ignored.append(r"teacher\.path")  # it was moved

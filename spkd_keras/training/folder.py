@@ -74,9 +74,7 @@ class RunFolder:
                 "Choose another folder with --out."
             )
         fields = differences(load_experiment(recorded), self.experiment)
-        if not self.experiment.methods[self.method].terms:  # it asks no teacher
-            fields = [field for field in fields if not field.startswith("teacher")]
-        elif any(field.startswith(MOVED) for field in fields) and self._has_same_teacher():
+        if any(field.startswith(MOVED) for field in fields) and self._has_same_teacher():
             fields = [field for field in fields if not field.startswith(MOVED)]
         if fields:
             raise ExperimentError(

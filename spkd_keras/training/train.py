@@ -45,8 +45,6 @@ def train(
     with folder.locked():
         if folder.finished:
             return  # by another process, since this one looked
-        digest = splits.digest()
-        folder.check_data(digest)
         folder.create()
         name, experiment = folder.path.name, folder.experiment
         observer.started(name, experiment.schedule.epochs)
@@ -55,7 +53,7 @@ def train(
             **devices.described(),
             "teacher_fingerprint": teacher_fingerprint,
             "data": splits.origin,
-            DATA_DIGEST: digest,
+            DATA_DIGEST: splits.digest(),
             "class_names": list(splits.train.class_names),
         }
         _record(folder, surroundings, observer)
