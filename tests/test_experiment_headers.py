@@ -153,6 +153,11 @@ def test_the_header_says_where_it_comes_from_and_what_is_expected(path):
     assert "2 cores, CPU" in told["cost"]
     assert re.search(r"\d ms", told["cost"])
     assert "not measured" not in told["cost"]
+    # What nobody has read again is called so: numbers, protocols, and how the paper multiplies KD.
+    from_the_paper = "RepDistiller" not in told["source"]
+    assert ("as remembered" in told["source"]) == from_the_paper
+    has_its_kd = from_the_paper and "kd" in experiment.methods
+    assert ("the paper may have twice the second term" in told["differs"]) == has_its_kd
     if path.stem in WITHOUT_NUMBERS:
         assert "not recovered" in told["expected"]
         return
@@ -161,8 +166,6 @@ def test_the_header_says_where_it_comes_from_and_what_is_expected(path):
         numbers = {method: round(100 - number, 2) for method, number in numbers.items()}
     assert numbers == published_errors(path.stem)
     assert set(numbers) == {*experiment.methods, "teacher"}
-    # What nobody has read again is called so, here and in reports.
-    remembered = "RepDistiller" not in told["source"]
-    assert ("as remembered" in told["expected"]) == ("as remembered" in experiment.published.source) == remembered
+    assert ("as remembered" in told["expected"]) == ("as remembered" in experiment.published.source) == from_the_paper
     # RepDistiller's ShuffleNetV2 is not quite ours: 24 filters of 1x1x3 where ours are of 3x3x3.
-    assert ("1x1 stem" in told["differs"]) == (remembered is False and experiment.student.model == "shufflenet_v2")
+    assert ("1x1 stem" in told["differs"]) == (not from_the_paper and experiment.student.model == "shufflenet_v2")

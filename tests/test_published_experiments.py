@@ -39,7 +39,14 @@ ATTENTION_TAPS = {
     "cifar100-shufflenet_v2-from-resnet32x4": {
         "teacher": ["stage1", "stage2", "stage3"],
         "student": ["stage2", "stage3", "stage4"],
-    }
+    },
+    **{
+        f"cinic10-shufflenet_v2-{pair}": {role: ["stage2", "stage3", "stage4"] for role in ("teacher", "student")}
+        for pair in ("0.5-from-1.0", "0.5-from-2.0", "1.0-from-2.0")
+    },
+    "cinic10-mobilenet_v2-0.35-from-1.0": {  # without the fifth: a map of 1x1 is the same for all
+        role: ["stage1", "stage2", "stage3", "stage4"] for role in ("teacher", "student")
+    },
 }
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 

@@ -91,7 +91,8 @@ class AttentionTransfer(DistillationLoss):
         L = sum over stages mean over positions (M_T / ||M_T||_2 - M_S / ||M_S||_2)^2,  M = mean over channels |a|^p
 
     One term over all stages, paired by position; the larger of two activations is average-pooled first. The published
-    weight (beta) is 1000, as the original code uses it; the paper's equation has half of it in front of the sum.
+    weight (beta) is 1000, as the original code uses it, with the mean of the squares as here; the paper's equation has
+    the norm of the difference, not squared, and half of beta in front of the sum.
 
     Args:
         power: p, at least 1, default 2.
@@ -100,7 +101,7 @@ class AttentionTransfer(DistillationLoss):
     Raises:
         ValueError: if the power is below 1.
 
-    Reference: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, eq. 2, as mean, not sum.
+    Reference: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, eq. 2, squared.
     """
 
     default_tap: Tap = "all_stages"

@@ -41,7 +41,8 @@ class Hint(DistillationLoss):
 
     Args: those of `DistillationLoss`.
 
-    Reference: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3, as mean and with this regressor.
+    Reference: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3, as mean, without its half and
+    with this regressor.
     """
 
     default_tap: Tap = "last_stage"

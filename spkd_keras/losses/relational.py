@@ -64,8 +64,8 @@ class SimilarityPreserving(DistillationLoss):
 
         L_SP = 1/b^2 * sum over pairs of layers ||G_T - G_S||_F^2
 
-    See `similarity_matrix` and `similarity_preserving`. The published weight (gamma) is 3000 for CIFAR-10 and
-    2000 for CINIC-10. The loss falls as 1/b, so gamma is tied to the batch size: 128 and 96 there.
+    See `similarity_matrix` and `similarity_preserving`. The published weight (gamma) is 3000 for CIFAR-10 and, as
+    remembered, 2000 for CINIC-10. The loss falls as 1/b, so gamma is tied to the batch size: 128 and 96 there.
     It looks at the last stage, before the closing activation or 1x1 convolution. The shapes of the two
     taps may differ in everything but the batch.
 
