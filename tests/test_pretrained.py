@@ -61,7 +61,7 @@ def assert_same_outputs(name, width, size, count):
     ("name", "width"),
     [
         *(("MobileNet", width) for width in (0.25, 0.5, 0.75, 1.0)),
-        *(("MobileNetV2", width) for width in (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)),
+        *(("MobileNetV2", width) for width in (0.28, 0.35, 0.5, 0.75, 0.84, 1.0, 1.3, 1.4)),
     ],
 )
 def test_keras_weights_give_keras_outputs(name, width):

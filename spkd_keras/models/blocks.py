@@ -38,14 +38,14 @@ def in_stages(stages: Sequence[Sequence[Any]], start: int = 1) -> Iterator[tuple
             yield row, Place(2 if stage > 1 and index == 0 else 1, prefix, f"stage{stage}" if is_last else prefix)
 
 
-def scale_channels(channels: float, width: float, divisor: int = 1) -> int:
+def scale_channels(channels: float, width: float, divisor: int = 1, truncated: bool = True) -> int:
     """Returns the number of channels at a width multiplier.
 
-    It is int(channels * width), rounded to the nearest multiple of `divisor` that is at least 90% of it, and at least
-    one `divisor`.
+    It is int(channels * width), or channels * width where that is not `truncated`, rounded to the nearest multiple of
+    `divisor` that is at least 90% of it, and at least one `divisor`.
     """
-    scaled = int(channels * width)
-    rounded = max(divisor, (scaled + divisor // 2) // divisor * divisor)
+    scaled = int(channels * width) if truncated else channels * width
+    rounded = max(divisor, int(scaled + divisor // 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * scaled else rounded + divisor
 
 

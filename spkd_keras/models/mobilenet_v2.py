@@ -92,7 +92,8 @@ def mobilenet_v2(
     scale = partial(blocks.scale_channels, width=width, divisor=8)
     normalize = partial(blocks.batch_normalization, synchronized=synchronized, epsilon=EPSILON)
     image, x = blocks.image_input(shape, mean, std)
-    x = blocks.convolution(x, scale(32), 3, 2, name="stem")
+    # Keras rounds 32k itself here, and int(ck) elsewhere: 32 and not 24 channels at 0.84.
+    x = blocks.convolution(x, scale(32, truncated=False), 3, 2, name="stem")
     x = normalize(x, name="stem_bn")
     x = layers.ReLU(6.0, name="stem_relu")(x)
     for (expansion, channels), place in blocks.in_stages(STAGES):
