@@ -209,6 +209,7 @@ def test_what_must_be_given(load, missing):
             id="deep",
         ),
         ("data={name: a, name: b}", "--set data: the value is not valid YAML: the key `name` is there twice"),
+        ("data={name: a, name: b}", 'in "file", line 1, column 11'),
         ("seeds.3=1", "--set seeds.3: seeds is a list of 3 items. Received: item 3."),
         ("seeds.x=1", "--set seeds.x: seeds is a list of 3 items. Received: item x."),
         ("methods.sp.terms.1.weight=3", "--set methods.sp.terms.1.weight: methods.sp.terms is a list of 1 items."),

@@ -71,6 +71,11 @@ def test_an_experiment_schedules_weights_and_resumes_with_them(tmp_path):
     assert any(not np.array_equal(left, right) for left, right in zip(one, other, strict=True))
 
 
+def test_what_is_no_schedule_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"must have a WeightSchedule for 'sp'\. Received: \{'warm_up': 3\}"):
+        TermWeightSchedule({"sp": {"warm_up": 3}})
+
+
 def test_a_wrong_schedule_in_an_experiment_is_refused(tmp_path):
     for part, message in [("untill: 1", "unknown key `untill`.*Did you mean `until`"), ("until: 0", "greater than or")]:
         with pytest.raises(ExperimentError, match=message):

@@ -27,6 +27,7 @@ def refusal(experiment, out):
     with pytest.raises(ExperimentError) as caught:
         run_experiment(experiment, out, Impatient())
     assert "\n" not in str(caught.value)
+    assert not (out / experiment.name).is_dir() or list((out / experiment.name).iterdir())  # no empty folder is left
     return str(caught.value)
 
 
@@ -155,6 +156,8 @@ WRONG = [
         "methods.kd.terms.0.temprature=3",
         "methods.kd.terms.0: unknown key `temprature`. Did you mean `temperature`? Valid:",
     ),
+    ("methods.kd.terms.0.wieght=3", "methods.kd.terms.0: unknown key `wieght`. Did you mean `weight`? Valid:"),
+    ("teacher.shedule={epochs: 1}", "teacher: unknown key `shedule`. Did you mean `schedule`? Valid: depth, width,"),
     ("methods.kd.terms.0.temperature=-1", "methods.kd.terms.0: `temperature` must be "),
     ("methods.kd.terms.0.temperature=hot", "methods.kd.terms.0: "),
     (
@@ -199,7 +202,7 @@ def test_a_teacher_that_gives_probabilities(tmp_path):
 def test_a_teacher_with_other_classes(tmp_path):
     experiment = tiny(tmp_path, saved(tmp_path, *classifier(classes=12)))
     said = refusal(experiment.select(["kd"]), tmp_path / "runs")
-    assert said.startswith("methods.kd: The term 'soft_targets' compares logits, so teacher and student must have the")
+    assert said.startswith("methods.kd: The term 'soft_targets' compares outputs, so teacher and student must have the")
     assert "Received: 12 for " in said
 
 

@@ -49,10 +49,16 @@ class TermWeightSchedule(keras.callbacks.Callback):
     Args:
         schedules: by the names of terms.
         epochs: of the whole training, where a `fit` is a part of it; None for those of `fit`.
+
+    Raises:
+        ValueError: if one is no `WeightSchedule`.
     """
 
     def __init__(self, schedules: Mapping[str, WeightSchedule], epochs: int | None = None) -> None:
         super().__init__()
+        for name, schedule in schedules.items():
+            if not isinstance(schedule, WeightSchedule):
+                raise ValueError(f"`schedules` must have a WeightSchedule for '{name}'. Received: {schedule!r}.")
         self.schedules, self.epochs = dict(schedules), epochs
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

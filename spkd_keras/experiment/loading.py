@@ -22,6 +22,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
+        self.name = "file"  # where an error is, and not `<unicode string>`
         self.deep_construct = True  # what contains itself cannot be made at once
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -35,7 +36,8 @@ class _StrictLoader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for index, key in enumerate(keys):
             if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key `{key}` is there twice", node.start_mark)
+                place = node.value[index][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"the key `{key}` is there twice", place)
         return super().construct_mapping(node, deep)
 
 

@@ -1,6 +1,7 @@
 """Saying what is wrong with an experiment, in one line."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
@@ -42,7 +43,8 @@ def _problem(kind: type[BaseModel], plain: Any, problem: Any) -> str:
         expected = "must be a mapping (key: value)"
     hint = ""
     if isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type"):
-        hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if "e" in problem["input"].lower() else ""
+        exponent = re.fullmatch(r"[+-]?\d+e[+-]?\d+", problem["input"], re.IGNORECASE)
+        hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if exponent else ""
     return f"`{where}`: {expected}. Received: {shown(problem['input'])}{hint}."
 
 

@@ -39,7 +39,7 @@ def needing_export_packages() -> Iterator[None]:
         # It is there, but a library that it loads, or a part of another version of what it imports, is not.
         raise ExperimentError(
             f"{name.partition('.')[0]} is installed and cannot be imported ({' '.join(str(error).split())}). Install "
-            "what exports need again: pip install --force-reinstall 'spkd-keras[export]'."
+            f"it again: pip install --force-reinstall {name.partition('.')[0]}."
         ) from error
 
 
@@ -174,7 +174,7 @@ class KerasRunner(Runner):
         file = path / "student.keras" if path.is_dir() else path
         self.network = construct(Network(path=str(file)), str(path))
         self.image_shape, self.classes = image_shape_and_classes(self.network, f"{path}: a classifier of images")
-        self.gives_probabilities = taps.gives_probabilities(self.network, taps.LOGITS)
+        self.gives_probabilities = taps.probability_layer(self.network, taps.LOGITS) is not None
         self.input_dtype = "float32"
         self.threads = intra_op_threads()
         names = _class_names_beside(file)

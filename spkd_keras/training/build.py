@@ -3,7 +3,7 @@
 import functools
 import inspect
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def construct(spec: Network, place: str, **defaults: Any) -> keras.Model:
             builder: Callable[..., Any] = functools.partial(models.keras_application, name.removeprefix(APPLICATIONS))
         else:
             builder = _named(name, {**models.BUILDERS, f"{APPLICATIONS}<Name>": None}, f"{place}.model", "network")
-        return _call(builder, {**defaults, **spec.arguments}, place)
+        return _call(builder, {**defaults, **spec.arguments}, place, type(spec).model_fields)
 
 
 def build_terms(experiment: Experiment, name: str) -> list[Term]:
@@ -155,7 +155,7 @@ def build_terms(experiment: Experiment, name: str) -> list[Term]:
         here = f"methods.{name}.terms.{index}"
         kind = _named(spec.loss, LOSSES, f"{here}.loss", "loss")
         with telling(here):
-            loss = _call(kind, spec.arguments, here)
+            loss = _call(kind, spec.arguments, here, type(spec).model_fields)
             terms.append(Term(loss, spec.weight, _names(spec.teacher), _names(spec.student), spec.name))
     return terms
 
@@ -245,12 +245,19 @@ def _named(name: str, table: dict[str, Any], place: str, what: str) -> Any:
     raise ExperimentError(f"{place}: {unknown(what, name, table)}")
 
 
-def _call(function: Callable[..., Any], arguments: dict[str, Any], place: str) -> Any:
-    """Calls a builder with arguments by name, telling unknown ones and wrong types apart from a defect of ours."""
+def _call(function: Callable[..., Any], arguments: dict[str, Any], place: str, also: Iterable[str]) -> Any:
+    """Calls a builder with arguments by name, telling unknown ones and wrong types apart from a defect of ours.
+
+    Args:
+        function: the builder.
+        arguments: for it.
+        place: in the experiment.
+        also: the keys that are valid there and no arguments.
+    """
     valid = _parameters(function)
     for argument in arguments:
         if valid is not None and argument not in valid:
-            raise ExperimentError(f"{place}: {unknown('key', argument, valid)}")
+            raise ExperimentError(f"{place}: {unknown('key', argument, [*valid, *also])}")
     try:
         return function(**arguments)
     except TypeError as error:

@@ -200,6 +200,16 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
+@contextmanager
+def not_left_empty(folder: Path) -> Iterator[None]:
+    """Removes a folder that nothing came into, after a refusal."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it is not empty, or was not made
+            folder.rmdir()
+
+
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a file so that it is there whole or not at all: on the disk under another name before it gets its own.
 

@@ -16,7 +16,7 @@ from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
 from spkd_keras.training.devices import Devices, WorkerLostError
-from spkd_keras.training.folder import RunFolder, StorageError, check_writable
+from spkd_keras.training.folder import RunFolder, StorageError, check_writable, not_left_empty
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.parallel import run_in_processes
 from spkd_keras.training.teacher_run import check_fingerprint, load_teacher, train_teacher
@@ -77,7 +77,7 @@ def run_experiment(
     if jobs > 1 and devices.strategy:
         raise ExperimentError(f"`jobs` must be 1 where devices share every run. Received: {jobs}.")
     observer = observer if observer and devices.chief else Observer()
-    with devices.folder(out) as folder, devices.together():
+    with devices.folder(out) as folder, devices.together(), not_left_empty(folder / experiment.name):
         return _run_into(folder, experiment, observer, devices, jobs, check and devices.chief, force)
 
 
