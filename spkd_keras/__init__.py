@@ -10,7 +10,8 @@
     distiller.student.save("student.keras")
 
 The names are loaded when they are first used, so that `import spkd_keras` does not import TensorFlow. Where Keras is
-imported already they are loaded at once, so that `keras.saving.load_model` knows them.
+imported already they are loaded at once, so that `keras.saving.load_model` knows them; where it is not, import one of
+them before: `from spkd_keras import Distiller`.
 """
 
 import importlib

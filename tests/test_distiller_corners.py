@@ -164,7 +164,7 @@ def test_evaluate_without_the_teacher_is_the_students_own(tmp_path: Path) -> Non
     model = distiller(small_network(8), small_network(), [Term(SP())], evaluate_terms=True)
     model.save(tmp_path / "distiller.keras")
     loaded = keras.saving.load_model(tmp_path / "distiller.keras")
-    assert set(loaded.evaluate(*images(8), verbose=0, return_dict=True)) == {"loss", "student_loss"}
+    assert set(loaded.evaluate(*images(8), verbose=0, return_dict=True)) == {"loss"}
 
 
 def test_labels_outside_the_classes_are_told_in_evaluate_too() -> None:

@@ -123,11 +123,11 @@ def test_a_teacher_gets_its_weights_after_the_distiller_was_made(dtype: str | No
         model = Distiller(network, small_network(), [Term(SP(), 30.0)], teacher_dtype=dtype)
         model.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         if when == "between":
-            model.fit(x, y, batch_size=8, verbose=0)  # its step is compiled with the copy of before
+            model.fit(x, y, batch_size=8, shuffle=False, verbose=0)  # its step is compiled with the copy of before
             network.set_weights([weight - 0.1 for weight in trained])
-            model.fit(x, y, batch_size=8, verbose=0)
+            model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
         network.set_weights(trained)
-        values[when] = model.fit(x, y, batch_size=8, verbose=0).history["similarity_preserving"]
+        values[when] = model.fit(x, y, batch_size=8, shuffle=False, verbose=0).history["similarity_preserving"]
         assert model.teacher_fingerprint == models.fingerprint(network)
     assert values["before"] == values["after"] == values["between"]
     model.save(tmp_path / "distiller.keras")
@@ -201,7 +201,7 @@ def test_resuming_with_keras_backup_is_exact(tmp_path: Path) -> None:
         keras.utils.set_random_seed(2)
         model = full_distiller(teacher)
         callbacks = [keras.callbacks.BackupAndRestore(backup)] + [KillAfter(2)] * kill
-        model.fit(x, y, batch_size=5, epochs=4, verbose=0, shuffle=False, callbacks=callbacks)
+        model.fit(x, y, batch_size=5, epochs=4, verbose=0, callbacks=callbacks)
         return model
 
     uninterrupted = train(False, tmp_path / "one")

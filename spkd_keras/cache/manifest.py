@@ -59,6 +59,7 @@ class Manifest:
         data: digest of the images.
         entries_a_shard: in every file but the last.
         same_in_every_batch: by name, whether images had the same values, bit for bit, in another batch.
+        gives_probabilities: whether the teacher's output is that of a softmax or a sigmoid.
         sketches: by name, `SketchError`s measured on a batch, for tensors of which a sketch will do.
         format: of the files.
     """
@@ -77,6 +78,7 @@ class Manifest:
     data: str
     entries_a_shard: int
     same_in_every_batch: dict[str, bool] = dataclasses.field(default_factory=dict)
+    gives_probabilities: bool = False
     sketches: dict[str, list[SketchError]] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 

@@ -48,6 +48,7 @@ class TeacherCache:
             frozenset(tensor.name for tensor in manifest.tensors if tensor.sketched_from is not None),
             {kind: tuple(keys) for kind, keys in manifest.defaults.items()},
             manifest.teacher_dtype,
+            manifest.gives_probabilities,
         )
 
     def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:

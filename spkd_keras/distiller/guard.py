@@ -1,6 +1,5 @@
 """What goes wrong during `fit` and can only be seen there."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,9 @@ ADVICE = (
     "Lower the learning rate or the weight of a term, and look for labels outside the classes and pixels that are "
     "not finite."
 )
+
+
+TEXT_LABELS = "Labels must be numbers: integers from 0, or shares of classes. Received: text."
 
 
 class NotFiniteError(FloatingPointError):
@@ -176,7 +178,10 @@ class GuardedTrainer(LoggedTrainer):
             inner = self.optimizer.inner_optimizer if scales else self.optimizer
             scaled_by = tf.convert_to_tensor(scale) if scales else inner.loss_scale_factor or 1.0
             gradients = share.clipped(share.agreed(gradients), inner, scaled_by)
-        self.step_guard.run(losses, gradients, apply, before, scale)
+        # A loss of weight 0 is not in the gradient: unlabelled images may make it what it likes.
+        weightless = () if self.student_loss_weight else ("student_loss",)
+        guarded_losses = {name: value for name, value in losses.items() if name not in weightless}
+        self.step_guard.run(guarded_losses, gradients, apply, before, scale)
 
 
 class TrainingGuard(keras.callbacks.Callback):
@@ -184,37 +189,50 @@ class TrainingGuard(keras.callbacks.Callback):
 
     It looks at the step guard every `Distiller.look_every` steps and at the end of each epoch.
 
+    Attributes:
+        epoch: of the training, counted from 0; an int64 variable that the data may read.
+
     Raises:
         ValueError: if there are no data, or every batch has one image and a term compares the images of a batch.
         NotFiniteError: if the loss or the gradient of a step was not finite.
-        FloatingPointError: if the mean of a loss over an epoch is not finite, where steps are not guarded.
     """
 
-    def __init__(self, relational_terms: list[str], term_names: list[str]) -> None:
+    def __init__(self, relational_terms: list[str]) -> None:
         super().__init__()
         self.relational_terms = relational_terms
-        self.term_names = term_names
-        self.epoch = self.looked = 0
+        self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.looked = 0
+        self.looked_at_sizes = False
 
     def look(self) -> None:
         """Raises an error if a step of this epoch was not finite. Waits for the steps so far."""
-        self.model.step_guard.check(self.epoch)
+        self.model.step_guard.check(int(self.epoch))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins to count the batches."""
         del logs
-        self.epoch, self.looked = epoch, 0
+        self.epoch.assign(epoch)
+        self.looked = 0
         self.model.step_guard.begin_epoch()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks now and then. At the beginning of a batch Keras hands over no logs and so need not wait for them."""
         del logs
+        if batch >= 2 and not self.looked_at_sizes:
+            self.looked_at_sizes = True
+            self.check_sizes()
         if batch - self.looked >= self.model.look_every:
             self.looked = batch
             self.look()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks at the size of the batches and for values that are not finite."""
+        """Looks at all that there was."""
+        del epoch, logs
+        self.check_sizes()
+        self.look()
+
+    def check_sizes(self) -> None:
+        """Raises an error if there was no batch yet, or batches of one image where images are compared."""
         images_a_batch = self.model.images_a_batch()
         if images_a_batch == 0:
             raise ValueError("The training data must have at least one batch. Received: none.")
@@ -223,11 +241,6 @@ class TrainingGuard(keras.callbacks.Callback):
                 "Batches must have at least two images, since these terms compare the images of a batch: "
                 f"{', '.join(self.relational_terms)}. Received: batches of one. Raise the batch size."
             )
-        self.look()
-        values = {name: float((logs or {}).get(name, 0.0)) for name in (*self.term_names, "student_loss", "loss")}
-        bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise FloatingPointError(f"The loss is not finite in epoch {epoch + 1}: {', '.join(bad)}. {ADVICE}")
 
 
 @contextmanager
@@ -249,12 +262,27 @@ def guarded(callbacks: Any, guard: TrainingGuard, model: keras.Model) -> Iterato
 
 @contextmanager
 def clear_label_errors(num_classes: int | None) -> Iterator[None]:
-    """Turns TensorFlow's error on labels outside the classes, raised inside the graph, into one clear line.
+    """Turns the errors of Keras and TensorFlow on labels that do not fit into one clear line.
 
-    On a GPU there is no such error and the loss becomes NaN, which the guard reports.
+    For labels outside the classes there is none on a GPU: the loss becomes NaN, which the guard reports.
     """
     try:
         yield
+    except ValueError as error:
+        first = (str(error).splitlines() or [""])[0]
+        if "Invalid dtype: str" in first:
+            raise ValueError(f"{TEXT_LABELS} {first}") from error
+        if "target" not in first or "`output`" not in first:
+            raise
+        raise ValueError(
+            "The labels do not fit the compiled loss. Integers of shape (batch,) take "
+            "keras.losses.SparseCategoricalCrossentropy, one-hot rows of shape (batch, classes) "
+            f"keras.losses.CategoricalCrossentropy. {first}"
+        ) from error
+    except tf.errors.UnimplementedError as error:
+        if "Cast string to float" not in str(error):
+            raise
+        raise ValueError(TEXT_LABELS) from error
     except tf.errors.InvalidArgumentError as error:
         if "label value" not in str(error):
             raise

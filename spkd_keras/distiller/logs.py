@@ -30,7 +30,7 @@ class LoggedTrainer(ReplicatedTrainer):
         self._trackers["images"].update_state(share.total if share else images)
         for name, value in losses.items():
             (self._loss_tracker if name == "loss" else self._trackers[name]).update_state(value, sample_weight=images)
-        logs = self._valued(x, y, y_pred, sample_weight, set(losses) if len(losses) > 1 else set())
+        logs = self._valued(x, y, y_pred, sample_weight, set(losses))
         return logs_for_keras(logs)
 
     def _valued(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, valued: set[str]) -> dict[str, Any]:

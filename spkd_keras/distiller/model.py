@@ -9,11 +9,13 @@ import tensorflow as tf
 from keras import ops
 
 from spkd_keras.distiller import replicas, strategies, taps
+from spkd_keras.distiller.arrays import in_new_orders
 from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, clear_label_errors, guarded
 from spkd_keras.distiller.keeper import StudentKeeper
 from spkd_keras.distiller.logs import trackers
+from spkd_keras.distiller.outputs import warn_of_logits
 from spkd_keras.distiller.replicas import Share
-from spkd_keras.distiller.stand_in import Cached, StandIn
+from spkd_keras.distiller.stand_in import Cached, StandIn, unpacked
 from spkd_keras.distiller.term import Term, named
 from spkd_keras.distiller.wiring import Wiring, check_arguments
 
@@ -34,7 +36,7 @@ class Distiller(StudentKeeper):
     saved or exported. `predict`, `evaluate` and `export` are the student's own. Without terms this is plain training.
 
     `fit` logs `loss`, `student_loss` (the compiled loss) and every term's unweighted value under its name; `evaluate`
-    logs the terms if `evaluate_terms` is set, and its `loss` is then the training objective, otherwise it is what
+    logs them too if `evaluate_terms` is set, and its `loss` is then the training objective; otherwise it gives what
     the student's own `evaluate` gives.
 
     Args:
@@ -43,8 +45,9 @@ class Distiller(StudentKeeper):
         student: the model to train; it may differ from the teacher in all but what the terms compare.
         terms: list of `Term`.
         student_loss_weight: weight of the compiled loss, at least 0, default 1. With 0 the images need no labels.
-        teacher_dtype: "bfloat16", "float16" or "float32": run a copy of the teacher that computes in it. Default
-            None: the teacher as it is.
+            `sample_weight` and `class_weight` weigh that loss alone; terms count every image.
+        teacher_dtype: "bfloat16", "float16" or "float32": run a copy of the teacher that computes in it, with the
+            weights that the teacher has now, or when `fit` begins. Default None: the teacher as it is.
         evaluate_terms: whether `evaluate` runs the teacher and computes the terms. Default False.
         teacher_fingerprint: of a teacher that is handed back later; set when a Distiller is loaded.
         name: of the model.
@@ -173,6 +176,7 @@ class Distiller(StudentKeeper):
                 "loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True). Received: loss=None. "
                 "Only a Distiller with student_loss_weight=0 trains without one."
             )
+        warn_of_logits(self.student, loss)
         strategies.check_scope(self, self.student)
         with self.distribute_strategy.scope():
             self._compile(optimizer, loss, *args, auto_scale_loss=auto_scale_loss, **kwargs)
@@ -183,7 +187,7 @@ class Distiller(StudentKeeper):
         if auto_scale_loss and float16 and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         if tf.distribute.has_strategy():
-            every = [*((f"the term '{term.name}'", term.loss) for term in self.terms)]
+            every = [(f"the term '{term.name}'", term.loss) for term in self.terms]
             every += [("`loss`", part) for part in keras.tree.flatten(loss)]
             steps = kwargs.get("steps_per_execution", 1)
             strategies.check_compiled(self.distribute_strategy, optimizer, every, kwargs.get("jit_compile"), steps)
@@ -209,6 +213,9 @@ class Distiller(StudentKeeper):
     ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, from the teacher with the weights that it has now.
 
+        Where terms compare the images of a batch, arrays come in another order in every epoch, after
+        `keras.utils.set_random_seed` too; Keras then repeats one order. Give `shuffle=False` for theirs.
+
         Raises:
             ValueError: if there is no teacher, the data are empty, labels are outside the classes, or batches of one
                 image meet a term that compares images.
@@ -221,19 +228,22 @@ class Distiller(StudentKeeper):
                 f"`batch_size` must be at least 2, since these terms compare the images of a batch: "
                 f"{', '.join(relational)}. Received: batch_size=1."
             )
-        guard = TrainingGuard(relational, list(self.term_weights))
+        guard = TrainingGuard(relational)
         strategy = self.distribute_strategy
         with strategy.scope():
             if self._wiring.follow_teacher():
                 self.train_function = self.test_function = None
-        by_position = dict(zip(strategies.FIT_OPTIONS[: len(args)], args, strict=True))
-        x, kwargs = self.for_fit(x, batch_size, kwargs | by_position)
+        options = kwargs | dict(zip(strategies.FIT_OPTIONS[: len(args)], args, strict=True))
+        strategies.check_batch_size(strategy, x, batch_size, options.get("validation_split") or 0.0)
+        if relational:
+            x, y, batch_size, options = in_new_orders(x, y, batch_size, options, guard.epoch)
+        x, options = self.for_fit(x, options)
         with (
             clear_label_errors(taps.num_classes(self.student)),
             strategies.clear_sharing_errors(strategy),
             guarded(callbacks, guard, self) as callbacks,
         ):
-            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **options)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluates the student as `keras.Model.evaluate` does, and the terms if `evaluate_terms` is set.
@@ -250,7 +260,7 @@ class Distiller(StudentKeeper):
         A loop of your own asks `step_guard.failure()` whether a step was not finite. None is applied from that one on,
         until `step_guard.begin_epoch()`.
         """
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = unpacked(data)
         if y is None and self.student_loss_weight:
             raise ValueError(
                 "`fit` needs labels y for the student's loss. Received: images only. "
@@ -265,7 +275,7 @@ class Distiller(StudentKeeper):
             losses = self._compiled_loss(y, y_pred, sample_weight, share)
             if self.terms:
                 losses |= self._term_values(teacher_taps, student_taps, y, True, share)
-            losses["loss"] = self._objective(losses, self.student_loss_weight, share)
+            losses["loss"] = self._objective(losses, self.student_loss_weight, self.losses, share)
             scaled = self.optimizer.scale_loss(losses["loss"])
         losses = share.sums(losses) if share else losses
         if self.trainable_variables:
@@ -276,7 +286,7 @@ class Distiller(StudentKeeper):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates the student; runs the teacher only if `evaluate_terms` is set and there is one."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = unpacked(data)
         with_terms = self.evaluate_terms and bool(self.terms) and self.teacher is not None
         share = Share.of(x)
         # A replica may have no image here.
@@ -292,8 +302,12 @@ class Distiller(StudentKeeper):
                 "`evaluate` needs labels y and a compiled loss or metric, or a Distiller with evaluate_terms=True. "
                 "Received: none of them."
             )
-        # The student's own loss is not weighted; the objective of training is.
-        losses["loss"] = self._objective(losses, self.student_loss_weight if with_terms else 1.0, share)
+        # The student's own loss is not weighted and has no adapter's regulariser; the objective of training is and has.
+        weight, added = (self.student_loss_weight, self.losses) if with_terms else (1.0, self.student.losses)
+        if losses:
+            losses["loss"] = self._objective(losses, weight, added, share)
+        if not with_terms:
+            losses.pop("student_loss", None)  # the loss, but for regularisers: `loss, accuracy = evaluate(...)`
         return self._logs(x, y, y_pred, sample_weight, share.sums(losses) if share else losses, share)
 
     def _compiled_loss(self, y: Any, y_pred: Any, sample_weight: Any, share: Share | None = None) -> dict[str, Any]:
@@ -316,15 +330,17 @@ class Distiller(StudentKeeper):
             values[name] = replicas.of_term(term.loss, target, student, term.batch_relational, share)
         return values
 
-    def _objective(self, losses: dict[str, Any], student_loss_weight: float, share: Share | None) -> Any:
-        """Weights and adds the losses, and those that the layers added themselves (regularisers)."""
+    def _objective(
+        self, losses: dict[str, Any], student_loss_weight: float, added_losses: Sequence[Any], share: Share | None
+    ) -> Any:
+        """Weights and adds the losses, and those that layers added themselves (regularisers)."""
         total = ops.zeros(())
         for name, value in losses.items():
             weight = student_loss_weight if name == "student_loss" else self.term_weights[name]
             # A weight of 0 that will stay 0 must not turn a loss that is not finite into NaN.
             if not (isinstance(weight, float) and weight == 0):
                 total = total + ops.cast(weight, total.dtype) * ops.cast(value, total.dtype)
-        for added in self.losses:
+        for added in added_losses:
             added = ops.sum(ops.cast(added, total.dtype))
             total = total + (share.of_same(added) if share else added)
         return total

@@ -21,6 +21,20 @@ class Cached(NamedTuple):
     teacher: dict[str, Any]
 
 
+def unpacked(data: Any) -> tuple[Any, Any, Any]:
+    """Returns x, y and sample_weight of a batch, None for those that it lacks.
+
+    Raises:
+        ValueError: if it is a `Cached` alone, which Keras takes for a pair of x and y.
+    """
+    if isinstance(data, Cached):
+        raise ValueError(
+            "A batch must be a tuple, (Cached(images, values), labels), or (Cached(images, values),) without labels. "
+            "Received: a Cached alone."
+        )
+    return keras.utils.unpack_x_y_sample_weight(data)
+
+
 @dataclasses.dataclass(frozen=True)
 class StandIn:
     """Takes the teacher's place in a Distiller that trains on batches of `Cached`.
@@ -32,6 +46,7 @@ class StandIn:
         sketched: the keys of which there are random projections only.
         defaults: the keys that are meant where a term names none, by the loss' `default_tap`.
         dtype: in which the teacher computed, where a copy of it in another dtype did; None for the teacher as it was.
+        gives_probabilities: whether its output is that of a softmax or a sigmoid.
     """
 
     name: str
@@ -40,6 +55,7 @@ class StandIn:
     sketched: frozenset[str] = frozenset()
     defaults: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     dtype: str | None = None
+    gives_probabilities: bool = False
 
     def resolve(self, names: str | tuple[str, ...] | None, default_tap: str, sketch_will_do: bool) -> tuple[Tap, ...]:
         """Finds the places that a term names.

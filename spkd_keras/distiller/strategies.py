@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from spkd_keras.distiller.replicas import WITHOUT, Share, with_a_row
+from spkd_keras.losses import DistillationLoss
 
 MEANS = ("sum_over_batch_size", "mean")  # reductions that can be shared out
 FIT_OPTIONS = tuple(inspect.signature(keras.Model.fit).parameters)[7:]  # those behind `callbacks`
@@ -69,13 +70,8 @@ class ReplicatedTrainer(keras.Model):
         if replicas > 1:
             raise ValueError(f"`{name}` does not share a batch between {replicas} replicas. Use `{other}`.")
 
-    def for_fit(self, x: Any, batch_size: int | None, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Returns the data and the other arguments of a `fit`, with datasets shared out between the replicas.
-
-        Raises:
-            ValueError: if arrays cannot be shared out.
-        """
-        check_batch_size(self.distribute_strategy, x, batch_size, options.get("validation_split") or 0.0)
+    def for_fit(self, x: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Returns the data and the other arguments of a `fit`, with datasets shared out between the replicas."""
         if options.get("class_weight") is None:
             x = self.shared_out(x, at_least_one=True)
         return x, options | {"validation_data": self.shared_out(options.get("validation_data"))}
@@ -205,6 +201,11 @@ def check_compiled(
 
 
 def _check_mean_of_images(name: str, loss: Any) -> None:
+    if getattr(loss, "batch_relational", False) and not isinstance(loss, DistillationLoss):
+        raise ValueError(
+            f"With several replicas, {name} compares images and must be a spkd_keras.losses.DistillationLoss, of which "
+            f"each replica computes its images' rows. Received: {type(loss).__name__}."
+        )
     reduction, ignored = getattr(loss, "reduction", MEANS[0]), getattr(loss, "ignore_class", None)
     if reduction not in MEANS:
         raise ValueError(

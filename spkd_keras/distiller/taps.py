@@ -10,7 +10,7 @@ from keras import layers
 
 from spkd_keras.models.graph import first_argument, input_structure, inputs_like, is_graph, output_operation, replay
 
-UNCHANGING = ("Identity", "Reshape", "Flatten")  # operations that leave probabilities what they are
+UNCHANGING = ("Identity", "Reshape", "Flatten", "Cast")  # operations that leave probabilities what they are
 POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten)
 
 
@@ -251,19 +251,40 @@ def _is_pooled(layer: layers.Layer) -> bool:
     return len(shape) != 4 or shape[1:3] == (1, 1)
 
 
-def gives_probabilities(model: keras.Model, tap: Tap) -> bool:
-    """Whether the last operation before a tap is a softmax or a sigmoid, as far as can be seen from outside."""
+def probability_layer(model: keras.Model, tap: Tap) -> Any:
+    """Returns the operation that makes probabilities of what a tap gives, a softmax or a sigmoid; None if none does.
+
+    Averages of probabilities are probabilities, as an ensemble gives them. What cannot be seen from outside does not.
+    """
     if not is_graph(model) or tap.is_input:
-        return False
-    last = output_operation(model) if tap == LOGITS else dict(layer_paths(model))[tap.path]
-    while type(last).__name__ in UNCHANGING or getattr(last, "activation", None) is keras.activations.linear:
-        if isinstance(last, layers.Dense | layers.Conv2D):
-            return False
-        last = last.input._keras_history.operation
-    if is_graph(last):
-        return gives_probabilities(last, LOGITS)
-    activation = getattr(last, "activation", None)
-    return type(last).__name__ in ("Softmax", "Sigmoid") or activation in (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-    )
+        return None
+    operation = output_operation(model) if tap == LOGITS else dict(layer_paths(model))[tap.path]
+    return _probability_operation(_making(operation))
+
+
+def gives_logits(model: keras.Model) -> bool:
+    """Whether the output of a functional or Sequential model is that of a dense layer or a convolution as it is."""
+    operation = _making(output_operation(model))
+    if is_graph(operation):
+        return gives_logits(operation)
+    return isinstance(operation, layers.Dense | layers.Conv2D) and operation.activation is keras.activations.linear
+
+
+def _making(operation: Any) -> Any:
+    """Returns the operation that made the values, which others have passed on unchanged."""
+    while type(operation).__name__ in UNCHANGING or (
+        isinstance(operation, layers.Activation) and operation.activation is keras.activations.linear
+    ):
+        operation = operation.input._keras_history.operation
+    return operation
+
+
+def _probability_operation(operation: Any) -> Any:
+    if is_graph(operation):
+        return probability_layer(operation, LOGITS)
+    if isinstance(operation, layers.Average):
+        found = [_probability_operation(_making(tensor._keras_history.operation)) for tensor in operation.input]
+        return found[0] if all(found) else None
+    activation = getattr(operation, "activation", None)
+    probable = activation in (keras.activations.softmax, keras.activations.sigmoid)
+    return operation if probable or type(operation).__name__ in ("Softmax", "Sigmoid") else None

@@ -6,11 +6,11 @@ import math
 import numbers
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import keras
 
-from spkd_keras.losses.base import snake_case
+from spkd_keras.losses.base import Tap, snake_case
 
 VALIDATION = "val_"  # before the names of what Keras measures on validation data
 
@@ -59,6 +59,11 @@ class Term:
             raise ValueError(f"`weight` of a Term must be a number. Received: weight={self.weight!r}.")
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"`weight` of a Term must be finite and at least 0. Received: weight={self.weight}.")
+        if self.default_tap not in get_args(Tap):
+            raise ValueError(
+                f"`default_tap` of a loss must be one of {', '.join(get_args(Tap))}. Received: {self.default_tap!r} of "
+                f"{type(self.loss).__name__}."
+            )
         if self.adapter is not None and not isinstance(self.adapter, keras.layers.Layer):
             raise ValueError(f"`adapter` of a Term must be a Keras layer. Received: adapter={self.adapter!r}.")
         for role in ("teacher", "student"):

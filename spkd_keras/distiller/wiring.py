@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from spkd_keras import losses, models
 from spkd_keras.distiller import taps
+from spkd_keras.distiller.outputs import check_logits, check_outputs
 from spkd_keras.distiller.stand_in import Absent, Cached, StandIn
 from spkd_keras.distiller.term import Term
 
@@ -74,6 +76,8 @@ class Wiring:
                 f"Received: '{teacher.name}' with fingerprint {fingerprint}. To distil from another teacher, construct "
                 "a new Distiller with this student."
             )
+        if not absent:
+            _check_same_images(teacher, self.student)
         teacher_taps = [
             teacher.resolve(term.teacher, term.default_tap, term.takes_sketches)
             if absent
@@ -134,13 +138,8 @@ class Wiring:
             )
         check_logits(term, "teacher", teacher, from_teacher)
         check_logits(term, "student", self.student, from_student)
-        if _compares_logits(term) and from_teacher == from_student == (taps.LOGITS,):
-            classes = taps.num_classes(teacher), taps.num_classes(self.student)
-            if None not in classes and classes[0] != classes[1]:
-                raise ValueError(
-                    f"The term '{term.name}' compares logits, so teacher and student must have the same number of "
-                    f"classes. Received: {classes[0]} for '{teacher.name}' and {classes[1]} for '{self.student.name}'."
-                )
+        if term.default_tap == "logits" and from_teacher == from_student == (taps.LOGITS,):
+            check_outputs(term, teacher, self.student)
 
     def build_adapters(self) -> dict[str, keras.layers.Layer]:
         """Builds the layers that go on the student's taps, and puts them into the terms.
@@ -187,15 +186,30 @@ class Wiring:
         if teacher_values is None or student_values is None:
             return
         for name, teacher, student in self.pairs(teacher_values, student_values):
-            target = (teacher, keras.ops.zeros((2,), "int32")) if self.terms[name].needs_labels else teacher
-            try:
-                self.terms[name].loss(target, adapters[name](student) if name in adapters else student)
-            except REFUSALS as error:
+            term, student = self.terms[name], adapters[name](student) if name in adapters else student
+            error = self._refusal(term, teacher, student)
+            if error:
                 shapes = [keras.tree.map_structure(lambda x: tuple(x.shape[1:]), side) for side in (teacher, student)]
+                advice = " Name other layers, or give an `adapter`." if shapes[0] != shapes[1] else ""
                 raise ValueError(
                     f"The term '{name}' cannot compare the teacher's tap of shape {shapes[0]} with the student's of "
-                    f"shape {shapes[1]}: {_one_line(error)} Name other layers, or give an `adapter`."
+                    f"shape {shapes[1]}: {_one_line(error)}{advice}"
                 ) from error
+
+    def _refusal(self, term: Term, teacher: Any, student: Any) -> Exception | None:
+        """Returns why a loss refuses its taps, None if it does not."""
+        targets = [teacher]
+        if term.needs_labels:  # integers, or shares of classes: a loss may take one of them alone
+            shares = keras.ops.zeros((2, taps.num_classes(self.student) or 1))
+            targets = [(teacher, keras.ops.zeros((2,), "int32")), (teacher, shares)]
+        refusals = []
+        for target in targets:
+            try:
+                term.loss(target, student)
+                return None
+            except REFUSALS as error:
+                refusals.append(error)
+        return refusals[0]
 
     def run_teacher(self, x: Any) -> list[Any]:
         """Runs the teacher in inference mode, without gradients, as far as its last tap; or takes what a batch carries.
@@ -244,7 +258,8 @@ def _built_copy(adapter: keras.layers.Layer, student_shape: Any) -> keras.layers
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    text = re.sub(r"\{\{function_node .*?\}\}|\[Op:\w+\]( name:)?", "", str(error))  # where TensorFlow was
+    return " ".join(text.split())[:200]
 
 
 def tapped_teacher(teacher: keras.Model, dtype: str | None, places: list[taps.Tap]) -> Any:
@@ -254,34 +269,29 @@ def tapped_teacher(teacher: keras.Model, dtype: str | None, places: list[taps.Ta
     return models.folded(tapped) if isinstance(tapped, keras.Model) else tapped
 
 
-def check_logits(term: Term, role: str, model: keras.Model | StandIn, places: Sequence[taps.Tap]) -> None:
-    """Checks that a term that compares logits does not get probabilities.
-
-    Raises:
-        ValueError: if a place is behind a softmax or a sigmoid.
-    """
-    if _compares_logits(term) and any(taps.gives_probabilities(model, place) for place in places):
-        raise ValueError(
-            f"The term '{term.name}' compares logits. Received: a {role} '{model.name}' that ends in a softmax or "
-            f"sigmoid and so gives probabilities. Remove that activation, or name the layer before it: {role}=..."
-        )
-
-
-def _compares_logits(term: Term) -> bool:
-    return term.default_tap == "logits" and isinstance(term.loss, losses.DistillationLoss)
-
-
 def _statistics(model: keras.Model) -> list[Any]:
     """Returns what training changes besides the trained weights: means and variances that are not frozen."""
     normalizations = (layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization))
     return [weight for layer in normalizations if layer.trainable for weight in layer.non_trainable_weights]
 
 
+def _check_same_images(teacher: keras.Model, student: keras.Model) -> None:
+    """Checks that both networks take the images that both get, where each has one input."""
+    one, other = (model.input_shape if taps.is_graph(model) else None for model in (teacher, student))
+    if not (isinstance(one, tuple) and isinstance(other, tuple)) or len(one) != len(other):
+        return  # several inputs, or what Keras reshapes
+    if any(None not in sides and sides[0] != sides[1] for sides in zip(one, other, strict=True)):
+        raise ValueError(
+            f"Both networks get the same images. Received: a teacher '{teacher.name}' for images of shape {one[1:]} "
+            f"and a student '{student.name}' for {other[1:]}. Put a keras.layers.Resizing or the like in front of one."
+        )
+
+
 def _check_built(network: Any, role: str) -> None:
     if not isinstance(network, keras.Model) or not network.built:
-        raise ValueError(
-            f"`{role}` must be a built keras.Model. Received: {network!r}. Call it on a batch of images first."
-        )
+        unbuilt = isinstance(network, keras.Model)
+        advice = "Call it on a batch of images first" if unbuilt else "Load a file by keras.saving.load_model"
+        raise ValueError(f"`{role}` must be a built keras.Model. Received: {network!r}. {advice}.")
 
 
 def check_arguments(

@@ -253,7 +253,7 @@ def _fixed_shape_and_classes(model: keras.Model) -> tuple[tuple[int, int, int], 
             "An export takes images of one fixed size, (height, width, channels). "
             f"Received: '{model.name}' for {(height, width, channels)}."
         )
-    if taps.gives_probabilities(model, taps.LOGITS):
+    if taps.probability_layer(model, taps.LOGITS) is not None:
         raise ValueError(f"'{model.name}' ends in a softmax or sigmoid. Leave it out: an export has it beside logits.")
     return (height, width, channels), classes
 

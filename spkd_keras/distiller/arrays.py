@@ -1,0 +1,80 @@
+"""The arrays that `fit` is given, in another order in every epoch."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def in_new_orders(
+    x: Any, y: Any, batch_size: int | None, options: dict[str, Any], epoch: tf.Variable
+) -> tuple[Any, Any, int | None, dict[str, Any]]:
+    """Turns arrays to be shuffled into batches whose order is another one in every epoch.
+
+    After `keras.utils.set_random_seed`, Keras (3.15) shuffles arrays alike in every epoch, so that a loss over the
+    pairs of a batch would see the same few pairs all along. Here it is a function of that seed and of the epoch, so
+    that a training that goes on sees what it would have seen. `tests/test_arrays.py` says when this can go.
+
+    Args:
+        x: images, or several arrays in any structure.
+        y: labels, likewise; or None.
+        batch_size: None for Keras' default, 32.
+        options: the other arguments of `fit`.
+        epoch: int64, read when the first batch of an epoch is asked for.
+
+    Returns:
+        The same arguments, with a dataset in the place of the arrays; unchanged if x is anything else than arrays, if
+        nothing is to be shuffled, if `steps_per_epoch` divides the arrays, if several outputs share `sample_weight`,
+        and where Keras will refuse them.
+    """
+    unchanged = x, y, batch_size, options
+    arrays = keras.tree.lists_to_tuples((x, y, options.get("sample_weight")))
+    leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
+    if options.get("shuffle", True) is not True or options.get("steps_per_epoch") is not None:
+        return unchanged
+    if arrays[2] is not None and keras.tree.is_nested(y):
+        return unchanged  # Keras gives each output the weights
+    if not all(isinstance(leaf, np.ndarray | tf.Tensor) and leaf.ndim > 0 for leaf in leaves):
+        return unchanged
+    counts = {len(leaf) for leaf in leaves}
+    validated = options.get("validation_split") if options.get("validation_data") is None else None
+    count = math.floor(max(counts) * (1.0 - (validated or 0.0)))
+    if len(counts) > 1 or not 0 < count <= max(counts) or (validated and count == max(counts)):
+        return unchanged
+    options = {name: value for name, value in options.items() if name not in ("sample_weight", "validation_split")}
+    options |= {"shuffle": False, "validation_batch_size": options.get("validation_batch_size") or batch_size}
+    if validated:
+        options["validation_data"] = _parts(arrays, slice(count, None))
+    trained = keras.utils.pack_x_y_sample_weight(*_parts(arrays, slice(count)))
+    batches = _shuffled(trained, count, batch_size or 32, epoch)
+    return batches, None, None, options
+
+
+def _parts(arrays: Any, places: slice) -> Any:
+    return keras.tree.map_structure(lambda array: None if array is None else array[places], arrays)
+
+
+def _shuffled(arrays: Any, count: int, batch_size: int, epoch: tf.Variable) -> tf.data.Dataset:
+    # Of the state that `keras.utils.set_random_seed` sets; the next `fit` gets another one.
+    seed = np.random.randint(2**31)
+
+    def places(_: Any) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), seed=tf.stack([seed, epoch]))
+        return tf.data.Dataset.from_tensor_slices(order)
+
+    def taken(array: Any, places: Any) -> Any:
+        part = tf.gather(array, places)
+        # As Keras does with arrays.
+        return tf.cast(part, keras.config.floatx()) if part.dtype.is_floating else part
+
+    def batch(places: Any, arrays: Any) -> Any:
+        return tf.nest.map_structure(lambda array: taken(array, places), arrays)
+
+    order = tf.data.Dataset.range(1).flat_map(places).apply(tf.data.experimental.assert_cardinality(count))
+    # An element and not a constant of the graph, which must be under 2 GB.
+    held = tf.data.Dataset.from_tensors(arrays).repeat()
+    # Where all batches are whole their size is known, as from Keras.
+    places_of_batches = order.batch(batch_size, drop_remainder=count % batch_size == 0)
+    return tf.data.Dataset.zip(places_of_batches, held).map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
