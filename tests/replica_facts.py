@@ -1,6 +1,6 @@
 """Trains on 1, 2 and 4 logical devices in this process, and prints as JSON what came of it.
 
-    python tests/replica_facts.py
+    python tests/replica_facts.py [part ...]
 
 TensorFlow takes logical devices before it starts alone, so that the tests run this in a process of its own.
 """
@@ -22,7 +22,6 @@ from test_step_guard import Spoiled, marking_teacher
 from spkd_keras import Distiller, Term, losses, optimizers
 from spkd_keras.distiller import NotFiniteError, loss_parts, replicas
 
-CLIPPING = {"clipnorm": 0.05, "clipvalue": 0.01, "global_clipnorm": 0.5}
 OTHER_TERMS = {
     "hint": lambda: Term(losses.Hint(), 1.0),  # with an adapter, which has a BatchNormalization
     "relational_angle": lambda: Term(losses.RelationalAngle(), 5.0),
@@ -78,13 +77,13 @@ def uneven():
     return {
         "dataset": difference(alone, four),
         "arrays": difference(trained(None, 47, terms=few), trained(mirrored(4), 47, terms=few)),
-        "arrays_with_none": message(lambda: trained(mirrored(4), ODD)),
+        "arrays_with_none": message(lambda: trained(mirrored(4), ODD, terms={})),
         # 54 and 64 images, of which Keras trains on 48 and on 53.
         "split": message(lambda: build(mirrored(4), terms={}).fit(*images(54), BATCH, 1, 0, None, 0.1)),
-        "split_with_none": message(lambda: build(mirrored(4)).fit(*images(64), BATCH, validation_split=0.17)),
+        "split_with_none": message(lambda: build(mirrored(4), terms={}).fit(*images(64), BATCH, validation_split=0.17)),
         "too_few": message(lambda: trained(mirrored(4), 51, terms=few, as_dataset=True)),
         "generated": message(lambda: build(mirrored(4), terms=few).fit(Batches(), shuffle=False, verbose=0)),
-        "indivisible": message(lambda: build(mirrored(4)).fit(*images(12), batch_size=6, verbose=0)),
+        "indivisible": message(lambda: build(mirrored(4), terms={}).fit(*images(12), batch_size=6, verbose=0)),
     }
 
 
@@ -98,7 +97,6 @@ def weighted():
 def clipped():
     """Bounds that the gradient of the batch is far above, and that those of the replicas are not added up in."""
     few = {"similarity_preserving": TERMS["similarity_preserving"]}
-    found = {}
 
     def scaled():
         return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, clipvalue=0.01), initial_scale=64.0)
@@ -106,16 +104,16 @@ def clipped():
     def fixed():
         return keras.optimizers.SGD(0.1, clipvalue=0.01, loss_scale_factor=8.0)
 
-    def bounded(**bounds):
-        return lambda: optimizers.CoupledSGD(0.1, 0.9, **bounds)
+    def by_norm(bound=0.5):
+        return optimizers.CoupledSGD(0.1, 0.9, global_clipnorm=bound)
 
-    cases = {name: bounded(**{name: bound}) for name, bound in CLIPPING.items()} | {"scaled": scaled, "fixed": fixed}
-    for name, optimizer in cases.items():
+    found = {}
+    for optimizer in (by_norm, scaled, fixed):
         alone, two = (trained(strategy, terms=few, optimizer=optimizer) for strategy in (None, mirrored(2)))
-        found[name] = weights_apart(alone, two)
-    free = trained(None, terms=few, optimizer=bounded())
-    clipping = trained(None, terms=few, optimizer=bounded(global_clipnorm=CLIPPING["global_clipnorm"]))
-    return found | {"without": weights_apart(free, clipping)}
+        found[optimizer.__name__] = weights_apart(alone, two)
+        if optimizer is by_norm:
+            found["without"] = weights_apart(alone, trained(None, terms=few, optimizer=lambda: by_norm(None)))
+    return found
 
 
 def half_precision():

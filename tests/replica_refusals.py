@@ -11,7 +11,7 @@ from spkd_keras import Distiller
 
 
 def compiled(**arguments):
-    return message(lambda: build(mirrored(2), **arguments))
+    return message(lambda: build(mirrored(2), terms={}, **arguments))
 
 
 def optimizer_outside():

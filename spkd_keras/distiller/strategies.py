@@ -30,7 +30,7 @@ class ReplicatedTrainer(keras.Model):
     - Where a step does not log every metric, the logs of an epoch are those of its last step, means over the replicas.
       Here they are read from the metrics, whose sums are exact.
 
-    `tests/test_distribution.py` says when they can go.
+    `tests/test_distribution_errors.py` says when they can go.
     """
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
