@@ -101,6 +101,22 @@ def test_a_run_that_did_not_come_far_may_begin_with_other_images(tmp_path):
     RunFolder(tmp_path, experiment.single("student", 0)).check_data("0" * 32)
 
 
+def test_runs_from_other_weights_are_not_mixed(tmp_path):
+    weights = tmp_path / "start.weights.h5"
+    weights.write_bytes(b"one")
+    experiment = tiny(tmp_path, f"student.weights='{weights}'").select(["student"])
+    folder = write_files(tmp_path / "runs" / "tiny", experiment.single("student", 0), {})
+    run = RunFolder(folder.parent, experiment.single("student", 0))
+    digest = build.load_data(experiment.data).digest()
+    for harmless in ({"start_digest": run.start_digest()}, {}):
+        record(folder, **harmless)
+        run.check_data(digest)
+    record(folder, start_digest=run.start_digest())
+    weights.write_bytes(b"two")
+    with pytest.raises(ExperimentError, match=rf"^{folder} started from other weights than {weights} has now \(digest"):
+        run.check_data(digest)
+
+
 def test_a_teacher_of_other_images_is_not_used(tmp_path):
     """By `spkd cache`, and by searches and frontiers, which train students beside it."""
     experiment = tiny(tmp_path, "teacher.cache={}")

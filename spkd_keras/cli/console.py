@@ -13,18 +13,9 @@ import typer
 from rich.console import Console
 
 from spkd_keras.cli.first_moments import INTERRUPTED
-from spkd_keras.experiment import ExperimentError
+from spkd_keras.experiment import ClearError, ExperimentError
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
-CLEAR = (
-    "RunsFailedError",
-    "StorageError",
-    "WorkerLostError",
-    "SearchFailedError",
-    "NotConvertible",
-    "NotFiniteError",
-    "FloatingPointError",
-)
 
 answers = Console()
 notices = Console(stderr=True)
@@ -87,7 +78,7 @@ def quiet_standard_error() -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if not (isinstance(error, ExperimentError) or type(error).__name__ in CLEAR):
+            if not isinstance(error, ExperimentError | ClearError | FloatingPointError):
                 held.seek(0)
                 os.write(kept, held.read())
             raise
@@ -110,9 +101,9 @@ def clear_errors() -> Iterator[None]:
         _fail(f"{str(error) or 'Interrupted.'}{goes_on}", code or INTERRUPTED, error)
     except (typer.Exit, typer.Abort):
         raise
+    except (ClearError, FloatingPointError) as error:
+        _fail(str(error), FAILED, error)
     except Exception as error:
-        if type(error).__name__ in CLEAR:  # their messages are for users; importing them would start TensorFlow
-            _fail(str(error), FAILED, error)
         text = " ".join(str(error).split())
         _fail(f"{type(error).__name__}: {text} (`spkd --traceback ...` shows where)", FAILED, error)
 

@@ -2,7 +2,7 @@
 
 from spkd_keras.experiment.loading import load_experiment, override, read_plain
 from spkd_keras.experiment.presets import loss_facts, presets
-from spkd_keras.experiment.problems import ExperimentError, unknown, validated
+from spkd_keras.experiment.problems import ClearError, ExperimentError, unknown, validated
 from spkd_keras.experiment.published import Published
 from spkd_keras.experiment.records import damaged, read_record
 from spkd_keras.experiment.schema import BASELINE, TEACHER, Experiment, differences
@@ -39,6 +39,7 @@ __all__ = [
     "TUNERS",
     "CacheSpec",
     "Checkpoints",
+    "ClearError",
     "Data",
     "Dimension",
     "Experiment",

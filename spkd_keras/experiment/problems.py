@@ -13,6 +13,10 @@ class ExperimentError(ValueError):
     """Something is wrong with what the user gave: a file, a value, a folder. The message is one clear line."""
 
 
+class ClearError(Exception):
+    """Something failed that the user could not know before. The message is one clear line, for a user."""
+
+
 def validated(kind: type[Any], plain: Mapping[str, Any], source: str) -> Any:
     """Returns `kind` made from plain data.
 
@@ -22,11 +26,11 @@ def validated(kind: type[Any], plain: Mapping[str, Any], source: str) -> Any:
     try:
         return kind.model_validate(plain)
     except pydantic.ValidationError as error:
-        problems = [_problem(kind, plain, problem) for problem in error.errors()]
+        problems = [_problem(kind, problem) for problem in error.errors()]
         raise ExperimentError("\n".join(f"{source}: {problem}" for problem in dict.fromkeys(problems))) from None
 
 
-def _problem(kind: type[BaseModel], plain: Any, problem: Any) -> str:
+def _problem(kind: type[BaseModel], problem: Any) -> str:
     place = list(problem["loc"])
     if place and place[-1] == "[key]":  # pydantic's mark for a key that is not valid
         place.pop()

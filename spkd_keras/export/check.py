@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from spkd_keras.experiment import ClearError
 from spkd_keras.export.runners import Runner
 from spkd_keras.models import in_precision
 
@@ -18,7 +19,7 @@ OTHER_WAYS = 4  # images, for what an export has beside the way in which all are
 NOISE = "noise"
 
 
-class ExportMismatch(RuntimeError):  # noqa: N818  (a mismatch is what it is)
+class ExportMismatch(ClearError, RuntimeError):  # noqa: N818  (a mismatch is what it is)
     """An export that does not compute what the student does. Its file is removed."""
 
 

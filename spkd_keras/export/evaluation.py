@@ -1,14 +1,16 @@
-"""Figures of merit of a classifier's predictions. NumPy alone."""
+"""Figures of merit of a classifier's predictions. Without TensorFlow."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from spkd_keras.experiment import ClearError
+
 BINS = 15
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(ClearError, RuntimeError):
     """A network whose outputs are no numbers. The message is one clear line."""
 
 

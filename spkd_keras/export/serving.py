@@ -6,13 +6,14 @@ import keras
 import tensorflow as tf
 
 from spkd_keras.data.augmentation import central_crop, decode
+from spkd_keras.experiment import ClearError
 from spkd_keras.export.formats import INPUT_DTYPES
 from spkd_keras.export.metadata import Metadata
 
 DECODED_CHANNELS = (1, 3)  # that pictures can be decoded to
 
 
-class NotConvertible(RuntimeError):  # noqa: N818  (it says what a network is)
+class NotConvertible(ClearError, RuntimeError):  # noqa: N818  (it says what a network is)
     """A format has not what a network computes with. The message is one clear line."""
 
 

@@ -32,11 +32,6 @@ def _differences(embeddings: Any, rows: slice | None = None) -> Any:
     return embeddings[None] - taken(embeddings, rows)[:, None]
 
 
-def _smooth_l1(difference: Any) -> Any:
-    size = ops.abs(difference)
-    return ops.where(size < 1, 0.5 * ops.square(difference), size - 0.5)
-
-
 @keras.saving.register_keras_serializable("spkd_keras")
 class RelationalDistance(DistillationLoss):
     """RKD-D: images are as far from each other for the student as for the teacher, in mean distances.
@@ -66,7 +61,7 @@ class RelationalDistance(DistillationLoss):
             return distance / ops.where(mean <= 0, 1.0, mean)
 
         teacher, student = _pair(y_true, y_pred)
-        return ops.mean(_smooth_l1(distances(teacher) - distances(student)), axis=1)
+        return keras.losses.huber(distances(teacher), distances(student))
 
 
 @keras.saving.register_keras_serializable("spkd_keras")
@@ -97,7 +92,7 @@ class RelationalAngle(DistillationLoss):
             return ops.matmul(directions, ops.transpose(directions, (0, 2, 1)))
 
         teacher, student = _pair(y_true, y_pred)
-        return ops.mean(_smooth_l1(cosines(teacher) - cosines(student)), axis=(1, 2))
+        return ops.mean(keras.losses.huber(cosines(teacher), cosines(student)), axis=1)
 
 
 @keras.saving.register_keras_serializable("spkd_keras")

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from spkd_keras.experiment import ExperimentError
+from spkd_keras.experiment import ClearError, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.ports import LOOPBACK
 from spkd_keras.search.distributed import ADDRESS, PORT, Signs, variables, without_prints
@@ -26,7 +26,7 @@ MOST_DEATHS = 5  # of a worker, without a trial that ended in between; a trial f
 Job = Callable[[Observer, Interruption], None]
 
 
-class SearchFailedError(RuntimeError):
+class SearchFailedError(ClearError, RuntimeError):
     """No trial of a search succeeded, or its workers do not live. The message is one clear line."""
 
 

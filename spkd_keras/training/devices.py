@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from spkd_keras.experiment import Data, ExperimentError
+from spkd_keras.experiment import ClearError, Data, ExperimentError
 
 STRATEGIES = ("mirrored", "multiworker")
 EXAMPLE = '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", "index": 0}}'
 SLURM_PORTS = 20000  # the first of a range of 10,000, in which a job has its own
 
 
-class WorkerLostError(RuntimeError):
+class WorkerLostError(ClearError, RuntimeError):
     """Another process of the same training is gone. The message is one clear line."""
 
 

@@ -1,6 +1,7 @@
 """A run's folder: what is in it, and whether it is this run's."""
 
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -13,15 +14,24 @@ import filelock
 import keras
 
 from spkd_keras import models
-from spkd_keras.experiment import Experiment, ExperimentError, Network, differences, load_experiment, read_record
+from spkd_keras.experiment import (
+    ClearError,
+    Experiment,
+    ExperimentError,
+    Network,
+    differences,
+    load_experiment,
+    read_record,
+)
 from spkd_keras.training import build
 
 PARTIAL = ".partial-"
 MOVED = "teacher.path:"  # of the lines that say what differs
 DATA_DIGEST = "data_digest"  # in what a run, or a search, records
+START_DIGEST = "start_digest"  # in what a run records
 
 
-class StorageError(OSError):
+class StorageError(ClearError, OSError):
     """A file cannot be written. The message is one clear line; what was there before is intact."""
 
 
@@ -92,7 +102,7 @@ class RunFolder:
         return recorded == _fingerprint(teacher.path, file.stat().st_mtime_ns if file.exists() else None)
 
     def check_data(self, digest: str) -> None:
-        """Checks that what is done of the run was done on these images.
+        """Checks that what is done of the run was done on these images, from the weights that there are now.
 
         Args:
             digest: of the `Splits`.
@@ -105,6 +115,21 @@ class RunFolder:
             with suppress(ExperimentError):  # damaged: it is written anew, or told where it matters
                 record = read_record(self.environment)
             check_same_data(self.path, (record or {}).get(DATA_DIGEST), digest)
+            started, start = (record or {}).get(START_DIGEST), self.start_digest()
+            if started not in (None, start):
+                file = self.experiment.student.arguments["weights"]
+                raise ExperimentError(
+                    f"{self.path} started from other weights than {file} has now (digest {started}). Received: {start}. "
+                    "Nothing was changed. Bring the file back, or choose another folder with --out."
+                )
+
+    def start_digest(self) -> str | None:
+        """Returns the digest of the file whose weights the network starts from; None if there is none."""
+        weights = self.experiment.student.arguments.get("weights")
+        if not isinstance(weights, str) or not Path(weights).is_file():
+            return None
+        with Path(weights).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from spkd_keras import data, models
 from spkd_keras.cache import TeacherCache
-from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
+from spkd_keras.experiment import TEACHER, ClearError, Experiment, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
@@ -23,7 +23,7 @@ from spkd_keras.training.teacher_run import check_fingerprint, load_teacher, tra
 from spkd_keras.training.train import train
 
 
-class RunsFailedError(RuntimeError):
+class RunsFailedError(ClearError, RuntimeError):
     """Some runs ended with an error, and the others are done.
 
     Attributes:

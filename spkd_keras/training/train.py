@@ -17,7 +17,7 @@ from spkd_keras.training.callbacks import Recorder, Reporter
 from spkd_keras.training.checkpoints import Checkpointer, Position
 from spkd_keras.training.devices import Devices
 from spkd_keras.training.environment import changes, environment
-from spkd_keras.training.folder import DATA_DIGEST, RunFolder, save_network, write_json
+from spkd_keras.training.folder import DATA_DIGEST, START_DIGEST, RunFolder, save_network, write_json
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import EVALUATION_BATCH, summarise, write_similarities
 
@@ -54,6 +54,7 @@ def train(
             "teacher_fingerprint": teacher_fingerprint,
             "data": splits.origin,
             DATA_DIGEST: splits.digest(),
+            START_DIGEST: folder.start_digest(),
             "class_names": list(splits.train.class_names),
         }
         _record(folder, surroundings, observer)
