@@ -117,10 +117,10 @@ class RunFolder:
             check_same_data(self.path, (record or {}).get(DATA_DIGEST), digest)
             started, start = (record or {}).get(START_DIGEST), self.start_digest()
             if started not in (None, start):
-                file = self.experiment.student.arguments["weights"]
+                file = self.experiment.student.arguments.get("weights")
                 raise ExperimentError(
-                    f"{self.path} started from other weights than {file} has now (digest {started}). Received: {start}. "
-                    "Nothing was changed. Bring the file back, or choose another folder with --out."
+                    f"{self.path} started from other weights than {file} has now (digest {started}). Received: "
+                    f"{start}. Nothing was changed. Bring the file back, or choose another folder with --out."
                 )
 
     def start_digest(self) -> str | None:
