@@ -222,7 +222,7 @@ def test_weights_of_another_distiller_are_refused(tmp_path: Path) -> None:
 
 
 def test_keras_still_tracks_models_before_property_setters() -> None:
-    """When this fails, `StudentKeeper` need not keep the teacher out of sight."""
+    """When this fails, `StudentKeeper.__setattr__` can go."""
 
     class Holder(keras.Model):
         @property

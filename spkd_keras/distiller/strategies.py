@@ -152,7 +152,7 @@ def shared_out(batches: tf.data.Dataset, strategy: tf.distribute.Strategy, at_le
         return batches.flat_map(parts)
 
     shared = strategy.distribute_datasets_from_function(of_worker)
-    # Unknown in TensorFlow 2.21, and Keras would warn at the end of every first epoch.
+    # Behind `flat_map` it is unknown, and Keras would warn at the end of every first epoch.
     shared._cardinality = batches.cardinality().numpy()
     return shared
 

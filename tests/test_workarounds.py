@@ -1,0 +1,98 @@
+"""What Keras and others do that the package works round. Where one of these fails, what is named there can go."""
+
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from networks import images, small_network
+from packaging.requirements import Requirement
+
+
+def test_a_loss_of_keras_still_forgets_its_dtype() -> None:
+    """`DistillationLoss.get_config` adds it."""
+    loss = keras.losses.MeanSquaredError(dtype="float64")
+    assert "dtype" not in keras.losses.Loss.get_config(loss)
+
+
+def test_keras_still_saves_variables_twice(tmp_path: Path) -> None:
+    """`write_saved_model` calls `tf.saved_model.save` itself."""
+    model = small_network()
+    model.export(tmp_path / "exported", verbose=False)
+    saved = tf.train.load_checkpoint(str(tmp_path / "exported" / "variables" / "variables"))
+    sizes = {name: int(np.prod(shape)) for name, shape in saved.get_variable_to_shape_map().items()}
+    own = sum(int(np.prod(weight.shape)) for weight in model.weights)
+    assert sum(size for name, size in sizes.items() if "OBJECT_GRAPH" not in name) >= 2 * own
+
+
+def test_a_loss_scale_still_begins_anew_when_it_is_built_again() -> None:
+    """`Distiller._compile` builds an optimizer once."""
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(), initial_scale=8.0)
+    optimizer.build([keras.Variable(1.0)])
+    optimizer.dynamic_scale.assign(2.0)
+    before = optimizer.dynamic_scale
+    optimizer.build([keras.Variable(1.0)])
+    assert optimizer.dynamic_scale is not before or float(optimizer.dynamic_scale.value) == 8.0
+
+
+def test_normalization_still_keeps_constants_of_its_weights() -> None:
+    """`settle` calls `finalize_state`."""
+    layer = keras.layers.Normalization(mean=None)
+    layer.build((None, 2))
+    layer.finalize_state()
+    layer.set_weights([np.full(2, 5.0), np.ones(2), np.array(1)])
+    assert np.abs(layer(np.full((1, 2), 5.0))).max() > 1
+
+
+def test_an_efficientnet_v2_still_takes_no_name() -> None:
+    """`keras_application` names it afterwards."""
+    with pytest.raises(KeyError):
+        keras.applications.EfficientNetV2B0(weights=None, input_shape=(32, 32, 3), include_top=False, name="backbone")
+
+
+def test_saving_a_variable_still_warns(tmp_path: Path) -> None:
+    """The filter in setup.cfg."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        small_network().save_weights(tmp_path / "network.weights.h5")
+    assert any("__array__ implementation doesn't accept a copy keyword" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize(
+    ("package", "needed"), [("tensorflow-datasets", "importlib_resources"), ("keras-tuner", "tensorboard")]
+)
+def test_what_is_needed_is_still_not_declared(package: str, needed: str) -> None:
+    """The requirement in setup.cfg."""
+    declared = [Requirement(line) for line in metadata.requires(package) or []]
+    always = [each for each in declared if each.marker is None or each.marker.evaluate({"extra": ""})]
+    assert needed not in [each.name.replace("-", "_") for each in always]
+
+
+def test_keras_still_saves_what_dir_finds(tmp_path: Path) -> None:
+    """`StudentKeeper.__dir__` hides the teacher, which its `__setattr__` has kept from being tracked."""
+
+    class Holder(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = small_network()
+            self.built = True
+
+        @property
+        def teacher(self) -> keras.Model:
+            return self.__dict__["_held"]
+
+        def __setattr__(self, name: str, value: object) -> None:
+            (object if name == "_held" else super()).__setattr__(name, value)  # type: ignore[misc]
+
+        def call(self, x: object) -> object:
+            return self.student(x)
+
+    holder, teacher = Holder(), small_network(64)
+    object.__setattr__(holder, "_held", teacher)
+    assert len(holder.weights) == len(holder.student.weights)
+    holder(images(2)[0])
+    holder.save_weights(tmp_path / "holder.weights.h5")
+    assert (tmp_path / "holder.weights.h5").stat().st_size > 4 * teacher.count_params()
