@@ -15,7 +15,20 @@ import tensorflow as tf
 from networks import CLASSES, cross_entropy, images
 from replica_refusals import refused
 from replica_runs import runs
-from replica_trainings import BATCH, ODD, TERMS, build, difference, message, mirrored, network, trained, weights_apart
+from replica_trainings import (
+    BATCH,
+    COUNT,
+    ODD,
+    TERMS,
+    build,
+    difference,
+    message,
+    mirrored,
+    network,
+    scope,
+    trained,
+    weights_apart,
+)
 from replica_workarounds import still_needed
 from test_step_guard import Spoiled, marking_teacher
 
@@ -85,6 +98,19 @@ def uneven():
         "generated": message(lambda: build(mirrored(4), terms=few).fit(Batches(), shuffle=False, verbose=0)),
         "indivisible": message(lambda: build(mirrored(4), terms={}).fit(*images(12), batch_size=6, verbose=0)),
     }
+
+
+def inside_the_scope():
+    """The whole `fit` within the scope, as TensorFlow's guides have it, with the arrays in new orders."""
+    losses = []
+    for strategy in (None, mirrored(2)):
+        with scope(strategy):
+            distiller = build(strategy, terms={"similarity_preserving": TERMS["similarity_preserving"]})
+            x, y = images(COUNT)
+            keras.utils.set_random_seed(4)
+            logs = distiller.fit(x, y, BATCH, 2, 0, class_weight={0: 2.0}, validation_split=0.34).history
+        losses.append(logs["loss"] + logs["val_loss"])
+    return float(np.abs(np.subtract(*losses)).max())
 
 
 def weighted():
@@ -184,7 +210,7 @@ def guarded():
     return found
 
 
-TRAINING = (one_answer, other_losses, uneven, weighted, clipped, half_precision, parts_apart, guarded)
+TRAINING = (one_answer, other_losses, uneven, inside_the_scope, weighted, clipped, half_precision, parts_apart, guarded)
 PARTS = (*TRAINING, refused, still_needed, runs)
 
 

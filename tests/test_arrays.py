@@ -15,7 +15,10 @@ from spkd_keras import Distiller, Term
 from spkd_keras.distiller.arrays import in_new_orders
 
 COUNT, BATCH = 22, 8
-EPOCH = tf.Variable(0, dtype=tf.int64)
+
+
+def EPOCH() -> int:  # noqa: N802
+    return 0
 
 
 def batches_of_fit(terms: list[Term], epochs: int = 3, eager: bool = True, **options: Any) -> list[list[list[int]]]:
@@ -97,10 +100,10 @@ def test_structures_weights_and_types_are_kept() -> None:
     number = np.arange(6)
     x = {"left": number.astype("float64"), "right": [tf.constant(number, tf.uint8), number[:, None]]}
     batches, y, batch_size, options = in_new_orders(
-        x, number, None, {"sample_weight": number * 0.5, "class_weight": {0: 1.0}, "validation_split": None}, EPOCH
+        x, number, None, {"sample_weight": number * 0.5, "validation_freq": 2, "validation_split": None}, EPOCH
     )
     assert (y, batch_size) == (None, None)
-    assert options == {"class_weight": {0: 1.0}, "shuffle": False, "validation_batch_size": None}
+    assert options == {"validation_freq": 2, "shuffle": False, "validation_batch_size": None}
     ((inputs, labels, weights),) = batches.as_numpy_iterator()
     left, (right, column) = inputs["left"], inputs["right"]
     assert left.dtype == weights.dtype == np.float32  # as Keras casts arrays
@@ -109,6 +112,26 @@ def test_structures_weights_and_types_are_kept() -> None:
     for part in (left, right, column[:, 0], weights * 2):
         assert_array_equal(part, labels)
     assert sorted(labels) == list(number)
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_class_weights_are_those_that_keras_gives_arrays(one_hot: bool) -> None:
+    """A class without one has 1, which Keras' way for datasets refuses."""
+    x, y = images(COUNT)
+    labels = keras.utils.to_categorical(y) if one_hot else y[:, None]
+    options = {"class_weight": {0: 2.0, 2: 0.0}}
+    ((_, targets, weights),) = in_new_orders(x, labels, COUNT, options, EPOCH)[0].as_numpy_iterator()
+    classes = targets.argmax(-1) if one_hot else targets[:, 0]
+    assert_array_equal(weights, np.array([2.0, 1.0, 0.0, 1.0], "float32")[classes])
+    trained = []
+    for terms in ([Term(SP(), 0.0)], [Term(KD(), 0.0)]):  # through here, and through Keras
+        keras.utils.set_random_seed(2)
+        distiller = Distiller(small_network(6), small_network(), terms)
+        distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        distiller.fit(x, y, batch_size=COUNT, epochs=2, verbose=0, class_weight={0: 2.0})
+        trained.append(distiller.student.get_weights())
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)  # one batch, in another order
 
 
 def test_images_alone_train_on_the_terms() -> None:

@@ -76,9 +76,10 @@ def test_batches_of_one_are_told_before_an_epoch_is_over() -> None:
             yield images(1)
 
     model = distiller(small_network(8), small_network(), [Term(SP())])
+    model.look_every = 5
     with pytest.raises(ValueError, match=r"Batches must have at least two images.*similarity_preserving"):
         model.fit(generate(), steps_per_epoch=100, shuffle=False, verbose=0)
-    assert len(asked) < 50  # two, and those that Keras has asked for ahead
+    assert len(asked) < 50  # five, and those that Keras has asked for ahead
 
 
 def cached(images: np.ndarray, logits: Any) -> Cached:
@@ -155,12 +156,76 @@ def test_one_output_has_no_probabilities_to_compare(loss: Any) -> None:
         Distiller(ending(None, classes=1), ending(None, classes=1), [Term(loss)])
 
 
+KL, CE = keras.losses.KLDivergence, keras.losses.CategoricalCrossentropy
+
+
 @pytest.mark.parametrize(
-    "loss", [keras.losses.KLDivergence(), keras.losses.CategoricalCrossentropy(), keras.losses.BinaryCrossentropy()]
+    ("loss", "teacher", "student", "refused"),
+    [
+        (KL(), "softmax", "softmax", None),
+        (
+            KL(),
+            None,
+            "softmax",
+            "takes probabilities of the teacher. Received: logits of .* Use spkd_keras",
+        ),
+        (KL(), "softmax", None, "takes probabilities of the student. Received: logits of"),
+        (CE(), "softmax", "softmax", None),
+        (CE(), "softmax", None, "takes probabilities of the student. Received: logits of"),
+        (CE(from_logits=True), "softmax", None, None),
+        (CE(from_logits=True), None, None, "takes probabilities of the teacher. Received: logits of"),
+        (
+            CE(from_logits=True),
+            "softmax",
+            "softmax",
+            "takes logits of the student. Received: probabilities of .* Set",
+        ),
+    ],
 )
-def test_a_loss_of_probabilities_is_refused_for_logits(loss: Any) -> None:
-    with pytest.raises(ValueError, match=rf"is a {type(loss).__name__} of probabilities. Received: the logits"):
-        Distiller(small_network(8), small_network(), [Term(loss)])
+def test_keras_losses_on_classes_get_what_they_take(loss: Any, teacher: Any, student: Any, refused: str | None) -> None:
+    if refused is None:
+        Distiller(ending(teacher), ending(student), [Term(loss)])
+        return
+    with pytest.raises(ValueError, match=refused):
+        Distiller(ending(teacher), ending(student), [Term(loss)])
+
+
+class Shares(keras.layers.Layer):
+    """A softmax that nobody can see from outside."""
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.softmax(x)
+
+
+class SoftKL(keras.losses.KLDivergence):
+    """Does its own softmax."""
+
+    def call(self, teacher: Any, student: Any) -> Any:
+        return super().call(keras.ops.softmax(teacher), keras.ops.softmax(student))
+
+
+class Plain(losses.DistillationLoss):
+    """Compares two outputs, whatever they are."""
+
+    def call(self, teacher: Any, student: Any) -> Any:
+        return keras.ops.mean(keras.ops.abs(teacher - student), axis=-1)
+
+
+class OwnCrossentropy(keras.losses.CategoricalCrossentropy):
+    """Has a configuration of its own."""
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+def test_what_is_not_known_is_not_refused() -> None:
+    hidden = keras.Sequential([keras.Input(IMAGE_SHAPE), keras.layers.Flatten(), keras.layers.Dense(CLASSES), Shares()])
+    Distiller(ending("softmax"), hidden, [Term(KL())])
+    Distiller(ending("softmax"), ending(None), [Term(KL(), adapter=keras.layers.Softmax())])
+    Distiller(ending(None, 7), ending(None, 3), [Term(keras.losses.MeanSquaredError(), adapter=keras.layers.Dense(7))])
+    Distiller(ending(None), ending(None), [Term(SoftKL())]).compile("sgd", OwnCrossentropy())
+    for classes, activation in [(1, None), (CLASSES, "sigmoid")]:
+        Distiller(ending(activation, classes), ending(activation, classes), [Term(Plain())])
 
 
 @pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy()])

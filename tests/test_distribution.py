@@ -22,7 +22,7 @@ def facts_of(*parts):
 
 @pytest.fixture(scope="module")
 def facts():
-    return facts_of("one_answer", "other_losses", "uneven", "weighted", "clipped", "half_precision")
+    return facts_of("one_answer", "other_losses", "uneven", "inside_the_scope", "weighted", "clipped", "half_precision")
 
 
 def assert_same(found, tolerance=1e-5):
@@ -82,6 +82,10 @@ def test_batches_that_cannot_be_shared_out(facts, what, said):
 
 def test_the_images_that_keras_takes_to_validate_on_do_not_count(facts):
     assert facts["uneven"]["split"] is None
+
+
+def test_all_of_it_within_the_scope(facts):
+    assert facts["inside_the_scope"] < 1e-5
 
 
 def test_class_weights(facts):

@@ -19,7 +19,7 @@ from spkd_keras.cache.sketch import projection, sketch_errors
 from spkd_keras.cache.teacher_cache import TeacherCache
 from spkd_keras.data import AnyImages, Augmentation, EpochClock, view_batches
 from spkd_keras.distiller import Term
-from spkd_keras.distiller.outputs import check_logits, gives_probabilities
+from spkd_keras.distiller.outputs import check_logits, output_kind
 from spkd_keras.distiller.taps import LOGITS, Tap, resolve
 from spkd_keras.distiller.wiring import tapped_teacher
 
@@ -90,7 +90,7 @@ def compute(
         len(images),
         data_digest(images),
         max(1, SHARD_BYTES // max(1, bytes_of(tensors, store))),
-        gives_probabilities=gives_probabilities(teacher, LOGITS),
+        gives_probabilities=output_kind(teacher, LOGITS) == "probabilities",
     )
     clock = EpochClock()
     batches = functools.partial(view_batches, images, batch_size, None, clock, augmentation, views, seed)

@@ -1,6 +1,7 @@
 """The arrays that `fit` is given, in another order in every epoch."""
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 
 def in_new_orders(
-    x: Any, y: Any, batch_size: int | None, options: dict[str, Any], epoch: tf.Variable
+    x: Any, y: Any, batch_size: int | None, options: dict[str, Any], epoch: Callable[[], int]
 ) -> tuple[Any, Any, int | None, dict[str, Any]]:
     """Turns arrays to be shuffled into batches whose order is another one in every epoch.
 
@@ -22,20 +23,23 @@ def in_new_orders(
         y: labels, likewise; or None.
         batch_size: None for Keras' default, 32.
         options: the other arguments of `fit`.
-        epoch: int64, read when the first batch of an epoch is asked for.
+        epoch: gives the epoch when its first batch is asked for.
 
     Returns:
-        The same arguments, with a dataset in the place of the arrays; unchanged if x is anything else than arrays, if
-        nothing is to be shuffled, if `steps_per_epoch` divides the arrays, if several outputs share `sample_weight`,
+        The same arguments, with a dataset in the place of the arrays; unchanged if x is anything else than NumPy arrays
+        and tensors, if nothing is to be shuffled, if `steps_per_epoch` divides them, if several outputs share weights,
         and where Keras will refuse them.
     """
     unchanged = x, y, batch_size, options
     arrays = keras.tree.lists_to_tuples((x, y, options.get("sample_weight")))
     leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
+    class_weight = options.get("class_weight")
     if options.get("shuffle", True) is not True or options.get("steps_per_epoch") is not None:
         return unchanged
-    if arrays[2] is not None and keras.tree.is_nested(y):
-        return unchanged  # Keras gives each output the weights
+    if (arrays[2] is not None or class_weight is not None) and (y is None or keras.tree.is_nested(y)):
+        return unchanged  # Keras gives each output the weights, or refuses
+    if arrays[2] is not None and class_weight is not None:
+        return unchanged
     if not all(isinstance(leaf, np.ndarray | tf.Tensor) and leaf.ndim > 0 for leaf in leaves):
         return unchanged
     counts = {len(leaf) for leaf in leaves}
@@ -43,12 +47,14 @@ def in_new_orders(
     count = math.floor(max(counts) * (1.0 - (validated or 0.0)))
     if len(counts) > 1 or not 0 < count <= max(counts) or (validated and count == max(counts)):
         return unchanged
-    options = {name: value for name, value in options.items() if name not in ("sample_weight", "validation_split")}
+    taken_over = ("sample_weight", "class_weight", "validation_split")
+    options = {name: value for name, value in options.items() if name not in taken_over}
     options |= {"shuffle": False, "validation_batch_size": options.get("validation_batch_size") or batch_size}
     if validated:
         options["validation_data"] = _parts(arrays, slice(count, None))
-    trained = keras.utils.pack_x_y_sample_weight(*_parts(arrays, slice(count)))
-    batches = _shuffled(trained, count, batch_size or 32, epoch)
+    x, y, weights = _parts(arrays, slice(count))
+    weights = weights if class_weight is None else _weights_of(y, class_weight)
+    batches = _shuffled(keras.utils.pack_x_y_sample_weight(x, y, weights), count, batch_size or 32, epoch)
     return batches, None, None, options
 
 
@@ -56,13 +62,22 @@ def _parts(arrays: Any, places: slice) -> Any:
     return keras.tree.map_structure(lambda array: None if array is None else array[places], arrays)
 
 
-def _shuffled(arrays: Any, count: int, batch_size: int, epoch: tf.Variable) -> tf.data.Dataset:
+def _weights_of(y: Any, class_weight: dict[Any, float]) -> np.ndarray:
+    """Returns the weight of each image by its class, as Keras does for arrays: 1 for a class that has none."""
+    labels = np.asarray(y)
+    labels = labels.argmax(axis=-1) if labels.ndim > 1 and labels.shape[-1] != 1 else labels.reshape(-1)
+    weights = [class_weight.get(label, 1.0) for label in np.round(labels).astype("int64").tolist()]
+    return np.array(weights, keras.config.floatx())
+
+
+def _shuffled(arrays: Any, count: int, batch_size: int, epoch: Callable[[], int]) -> tf.data.Dataset:
     # Of the state that `keras.utils.set_random_seed` sets; the next `fit` gets another one.
     seed = np.random.randint(2**31)
 
-    def places(_: Any) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(tf.range(count), seed=tf.stack([seed, epoch]))
-        return tf.data.Dataset.from_tensor_slices(order)
+    def places_of_batches() -> Iterator[np.ndarray]:
+        order = np.random.default_rng((seed, epoch())).permutation(count)
+        for start in range(0, count, batch_size):
+            yield order[start : start + batch_size]
 
     def taken(array: Any, places: Any) -> Any:
         part = tf.gather(array, places)
@@ -72,9 +87,10 @@ def _shuffled(arrays: Any, count: int, batch_size: int, epoch: tf.Variable) -> t
     def batch(places: Any, arrays: Any) -> Any:
         return tf.nest.map_structure(lambda array: taken(array, places), arrays)
 
-    order = tf.data.Dataset.range(1).flat_map(places).apply(tf.data.experimental.assert_cardinality(count))
+    # Where all batches are whole their size is known, as from Keras.
+    spec = tf.TensorSpec((batch_size if count % batch_size == 0 else None,), tf.int64)
+    places = tf.data.Dataset.from_generator(places_of_batches, output_signature=spec)
+    places = places.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
     # An element and not a constant of the graph, which must be under 2 GB.
     held = tf.data.Dataset.from_tensors(arrays).repeat()
-    # Where all batches are whole their size is known, as from Keras.
-    places_of_batches = order.batch(batch_size, drop_remainder=count % batch_size == 0)
-    return tf.data.Dataset.zip(places_of_batches, held).map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return tf.data.Dataset.zip(places, held).map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

@@ -190,39 +190,34 @@ class TrainingGuard(keras.callbacks.Callback):
     It looks at the step guard every `Distiller.look_every` steps and at the end of each epoch.
 
     Attributes:
-        epoch: of the training, counted from 0; an int64 variable that the data may read.
+        epoch: of the training, counted from 0.
 
     Raises:
-        ValueError: if there are no data, or every batch has one image and a term compares the images of a batch.
+        ValueError: if there are no data, or all batches so far have one image and a term compares the images of one.
         NotFiniteError: if the loss or the gradient of a step was not finite.
     """
 
     def __init__(self, relational_terms: list[str]) -> None:
         super().__init__()
         self.relational_terms = relational_terms
-        self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.looked = 0
-        self.looked_at_sizes = False
+        self.epoch = self.looked = 0
 
     def look(self) -> None:
         """Raises an error if a step of this epoch was not finite. Waits for the steps so far."""
-        self.model.step_guard.check(int(self.epoch))
+        self.model.step_guard.check(self.epoch)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins to count the batches."""
         del logs
-        self.epoch.assign(epoch)
-        self.looked = 0
+        self.epoch, self.looked = epoch, 0
         self.model.step_guard.begin_epoch()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks now and then. At the beginning of a batch Keras hands over no logs and so need not wait for them."""
         del logs
-        if batch >= 2 and not self.looked_at_sizes:
-            self.looked_at_sizes = True
-            self.check_sizes()
         if batch - self.looked >= self.model.look_every:
             self.looked = batch
+            self.check_sizes()
             self.look()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -213,8 +213,8 @@ class Distiller(StudentKeeper):
     ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, from the teacher with the weights that it has now.
 
-        Where terms compare the images of a batch, arrays come in another order in every epoch, after
-        `keras.utils.set_random_seed` too; Keras then repeats one order. Give `shuffle=False` for theirs.
+        Where terms compare the images of a batch, NumPy arrays and tensors come in another order in every epoch, after
+        `keras.utils.set_random_seed` too, where Keras repeats one; not where `steps_per_epoch` divides them.
 
         Raises:
             ValueError: if there is no teacher, the data are empty, labels are outside the classes, or batches of one
@@ -236,7 +236,7 @@ class Distiller(StudentKeeper):
         options = kwargs | dict(zip(strategies.FIT_OPTIONS[: len(args)], args, strict=True))
         strategies.check_batch_size(strategy, x, batch_size, options.get("validation_split") or 0.0)
         if relational:
-            x, y, batch_size, options = in_new_orders(x, y, batch_size, options, guard.epoch)
+            x, y, batch_size, options = in_new_orders(x, y, batch_size, options, lambda: guard.epoch)
         x, options = self.for_fit(x, options)
         with (
             clear_label_errors(taps.num_classes(self.student)),

@@ -98,6 +98,11 @@ class Term:
         return getattr(self.loss, "needs_labels", False)
 
     @property
+    def compares_classes(self) -> bool:
+        """Whether the loss takes the logits of two classes or more."""
+        return getattr(self.loss, "compares_classes", False)
+
+    @property
     def takes_sketches(self) -> bool:
         """Whether a random projection of the teacher's activations will do."""
         return getattr(self.loss, "takes_sketches", False)

@@ -30,6 +30,7 @@ class DistillationLoss(keras.losses.Loss):
             Such a loss has nothing to say about a batch of one.
         needs_labels: whether `y_true` is a pair of the teacher's tensor and the labels, integers of shape `(batch,)` or
             shares of classes of shape `(batch, classes)`.
+        compares_classes: whether it takes the logits of two classes or more, so that probabilities are refused.
         takes_sketches: whether the teacher's activations count by their inner products between images alone, so that a
             random projection of them will do.
         takes_several_layers: whether `call` takes lists of tensors too, paired by position. A term over one layer gives
@@ -47,6 +48,7 @@ class DistillationLoss(keras.losses.Loss):
     default_tap: Tap = "logits"
     batch_relational: bool = False
     needs_labels: bool = False
+    compares_classes: bool = False
     takes_sketches: bool = False
     takes_several_layers: bool = False
 

@@ -68,6 +68,7 @@ class SoftTargets(DistillationLoss):
     """
 
     default_tap: Tap = "logits"
+    compares_classes = True
 
     def __init__(self, temperature: float = 4.0, standardize: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -186,6 +187,7 @@ class DecoupledDistillation(DistillationLoss):
     """
 
     default_tap: Tap = "logits"
+    compares_classes = True
     needs_labels = True
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, **kwargs: Any) -> None:
@@ -226,6 +228,7 @@ class DIST(DistillationLoss):
     """
 
     default_tap: Tap = "logits"
+    compares_classes = True
     batch_relational = True
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0, **kwargs: Any) -> None:
