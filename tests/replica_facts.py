@@ -35,6 +35,7 @@ from test_step_guard import Spoiled, marking_teacher
 from spkd_keras import Distiller, Term, losses, optimizers
 from spkd_keras.distiller import NotFiniteError, loss_parts, replicas
 
+CLIPPING = {"clipnorm": 0.05, "clipvalue": 0.01, "global_clipnorm": 0.5}
 OTHER_TERMS = {
     "hint": lambda: Term(losses.Hint(), 1.0),  # with an adapter, which has a BatchNormalization
     "relational_angle": lambda: Term(losses.RelationalAngle(), 5.0),
@@ -130,15 +131,16 @@ def clipped():
     def fixed():
         return keras.optimizers.SGD(0.1, clipvalue=0.01, loss_scale_factor=8.0)
 
-    def by_norm(bound=0.5):
-        return optimizers.CoupledSGD(0.1, 0.9, global_clipnorm=bound)
+    def bounded(**bounds):
+        return lambda: optimizers.CoupledSGD(0.1, 0.9, **bounds)
 
     found = {}
-    for optimizer in (by_norm, scaled, fixed):
+    cases = {name: bounded(**{name: bound}) for name, bound in CLIPPING.items()} | {"scaled": scaled, "fixed": fixed}
+    for name, optimizer in cases.items():
         alone, two = (trained(strategy, terms=few, optimizer=optimizer) for strategy in (None, mirrored(2)))
-        found[optimizer.__name__] = weights_apart(alone, two)
-        if optimizer is by_norm:
-            found["without"] = weights_apart(alone, trained(None, terms=few, optimizer=lambda: by_norm(None)))
+        found[name] = weights_apart(alone, two)
+        if name == "global_clipnorm":
+            found["without"] = weights_apart(alone, trained(None, terms=few, optimizer=bounded()))
     return found
 
 

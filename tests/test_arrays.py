@@ -17,7 +17,7 @@ from spkd_keras.distiller.arrays import in_new_orders
 COUNT, BATCH = 22, 8
 
 
-def EPOCH() -> int:  # noqa: N802
+def first_epoch() -> int:
     return 0
 
 
@@ -51,7 +51,7 @@ def test_every_epoch_has_other_batches_and_every_image_once() -> None:
 
 def test_the_next_fit_has_other_batches() -> None:
     keras.utils.set_random_seed(1)
-    first, second = (in_new_orders(np.arange(COUNT), None, COUNT, {}, EPOCH)[0] for _ in range(2))
+    first, second = (in_new_orders(np.arange(COUNT), None, COUNT, {}, first_epoch)[0] for _ in range(2))
     assert list(first.as_numpy_iterator().next()) != list(second.as_numpy_iterator().next())
 
 
@@ -77,7 +77,7 @@ def test_keras_still_repeats_one_order() -> None:
 @pytest.mark.parametrize("options", [{"shuffle": False}, {"shuffle": "batch"}, {"steps_per_epoch": 2}])
 def test_what_was_not_to_be_shuffled_anew_is_left_to_keras(options: dict[str, Any]) -> None:
     x, y = images(8)
-    assert in_new_orders(x, y, 4, options, EPOCH) == (x, y, 4, options)
+    assert in_new_orders(x, y, 4, options, first_epoch) == (x, y, 4, options)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_was_not_to_be_shuffled_anew_is_left_to_keras(options: dict[str, An
     ],
 )
 def test_what_keras_refuses_or_knows_better_is_left_to_it(x: Any, y: Any, options: dict[str, Any]) -> None:
-    same = in_new_orders(x, y, 4, options, EPOCH)
+    same = in_new_orders(x, y, 4, options, first_epoch)
     assert all(found is given for found, given in zip(same, (x, y, 4, options), strict=True))
 
 
@@ -100,7 +100,7 @@ def test_structures_weights_and_types_are_kept() -> None:
     number = np.arange(6)
     x = {"left": number.astype("float64"), "right": [tf.constant(number, tf.uint8), number[:, None]]}
     batches, y, batch_size, options = in_new_orders(
-        x, number, None, {"sample_weight": number * 0.5, "validation_freq": 2, "validation_split": None}, EPOCH
+        x, number, None, {"sample_weight": number * 0.5, "validation_freq": 2, "validation_split": None}, first_epoch
     )
     assert (y, batch_size) == (None, None)
     assert options == {"validation_freq": 2, "shuffle": False, "validation_batch_size": None}
@@ -120,7 +120,7 @@ def test_class_weights_are_those_that_keras_gives_arrays(one_hot: bool) -> None:
     x, y = images(COUNT)
     labels = keras.utils.to_categorical(y) if one_hot else y[:, None]
     options = {"class_weight": {0: 2.0, 2: 0.0}}
-    ((_, targets, weights),) = in_new_orders(x, labels, COUNT, options, EPOCH)[0].as_numpy_iterator()
+    ((_, targets, weights),) = in_new_orders(x, labels, COUNT, options, first_epoch)[0].as_numpy_iterator()
     classes = targets.argmax(-1) if one_hot else targets[:, 0]
     assert_array_equal(weights, np.array([2.0, 1.0, 0.0, 1.0], "float32")[classes])
     trained = []

@@ -220,12 +220,21 @@ class OwnCrossentropy(keras.losses.CategoricalCrossentropy):
 
 def test_what_is_not_known_is_not_refused() -> None:
     hidden = keras.Sequential([keras.Input(IMAGE_SHAPE), keras.layers.Flatten(), keras.layers.Dense(CLASSES), Shares()])
-    Distiller(ending("softmax"), hidden, [Term(KL())])
-    Distiller(ending("softmax"), ending(None), [Term(KL(), adapter=keras.layers.Softmax())])
-    Distiller(ending(None, 7), ending(None, 3), [Term(keras.losses.MeanSquaredError(), adapter=keras.layers.Dense(7))])
-    Distiller(ending(None), ending(None), [Term(SoftKL())]).compile("sgd", OwnCrossentropy())
-    for classes, activation in [(1, None), (CLASSES, "sigmoid")]:
-        Distiller(ending(activation, classes), ending(activation, classes), [Term(Plain())])
+    squares = Term(keras.losses.MeanSquaredError(), adapter=keras.layers.Dense(7))
+    models = [
+        Distiller(ending("softmax"), hidden, [Term(KL())], student_loss_weight=0),
+        Distiller(ending("softmax"), ending(None), [Term(KL(), adapter=keras.layers.Softmax())], student_loss_weight=0),
+        Distiller(ending(None, 7), ending(None, 3), [squares], student_loss_weight=0),
+        Distiller(ending(None), ending(None), [Term(SoftKL())], student_loss_weight=0),
+        Distiller(ending(None, 1), ending(None, 1), [Term(Plain())], student_loss_weight=0),
+        Distiller(ending("sigmoid"), ending("sigmoid"), [Term(Plain())], student_loss_weight=0),
+    ]
+    for model in models:
+        model.compile("sgd")
+        (value,) = model.fit(images(4)[0] / np.float32(255), verbose=0).history[model.terms[0].name]
+        assert value > 0
+    models[3].compile("sgd", OwnCrossentropy())  # of which it is not known whether it takes logits
+    assert models[3].compiled
 
 
 @pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy()])

@@ -95,7 +95,7 @@ def test_class_weights(facts):
 def test_the_gradient_of_the_whole_batch_is_clipped(facts):
     found = dict(facts["clipped"])
     assert found.pop("without") > 1e-3
-    assert set(found) == {"by_norm", "scaled", "fixed"}  # the two by value, with a loss that is scaled
+    assert set(found) == {"clipnorm", "clipvalue", "global_clipnorm", "scaled", "fixed"}
     assert max(found.values()) < 1e-5
 
 

@@ -202,7 +202,7 @@ def test_a_teacher_that_gives_probabilities(tmp_path):
 def test_a_teacher_with_other_classes(tmp_path):
     experiment = tiny(tmp_path, saved(tmp_path, *classifier(classes=12)))
     said = refusal(experiment.select(["kd"]), tmp_path / "runs")
-    assert said.startswith("methods.kd: The term 'soft_targets' compares outputs, so teacher and student must have the")
+    assert said.startswith("methods.kd: The term 'soft_targets' compares logits, so teacher and student must have the")
     assert "Received: 12 for " in said
 
 

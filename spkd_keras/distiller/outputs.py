@@ -52,8 +52,9 @@ def check_outputs(term: Term, teacher: keras.Model | StandIn, student: keras.Mod
     classes = taps.num_classes(teacher), taps.num_classes(student)
     if None not in classes and classes[0] != classes[1]:
         raise ValueError(
-            f"The term '{term.name}' compares outputs, so teacher and student must have the same number of classes. "
-            f"Received: {classes[0]} for '{teacher.name}' and {classes[1]} for '{student.name}'."
+            f"The term '{term.name}' compares {'logits' if term.compares_classes else 'outputs'}, so teacher and "
+            f"student must have the same number of classes. Received: {classes[0]} for '{teacher.name}' and "
+            f"{classes[1]} for '{student.name}'."
         )
     if term.compares_classes and 1 in classes:
         raise ValueError(

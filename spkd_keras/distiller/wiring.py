@@ -76,8 +76,6 @@ class Wiring:
                 f"Received: '{teacher.name}' with fingerprint {fingerprint}. To distil from another teacher, construct "
                 "a new Distiller with this student."
             )
-        if not absent:
-            _check_same_images(teacher, self.student)
         teacher_taps = [
             teacher.resolve(term.teacher, term.default_tap, term.takes_sketches)
             if absent
@@ -108,6 +106,7 @@ class Wiring:
 
     def _checked_fingerprint(self, teacher: keras.Model) -> str:
         _check_built(teacher, "teacher")
+        _check_same_images(teacher, self.student)
         changing = [*self.student.trainable_weights, *_statistics(self.student)]
         shared = {id(weight) for weight in teacher.weights} & {id(weight) for weight in changing}
         if shared:

@@ -115,8 +115,8 @@ class RunFolder:
             with suppress(ExperimentError):  # damaged: it is written anew, or told where it matters
                 record = read_record(self.environment)
             check_same_data(self.path, (record or {}).get(DATA_DIGEST), digest)
-            started, start = (record or {}).get(START_DIGEST), self.start_digest()
-            if started not in (None, start):
+            started = (record or {}).get(START_DIGEST)
+            if started is not None and started != (start := self.start_digest()):
                 file = self.experiment.student.arguments.get("weights")
                 raise ExperimentError(
                     f"{self.path} started from other weights than {file} has now (digest {started}). Received: "
