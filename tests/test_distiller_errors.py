@@ -167,3 +167,13 @@ def test_one_replica_of_a_strategy_trains_as_without() -> None:
         model = distiller(small_network(8), small_network(), [Term(SP())])
     assert np.isfinite(model.fit(*images(8), verbose=0).history["loss"]).all()
     assert np.isfinite(model.train_on_batch(*images(8), return_dict=True)["loss"])
+
+
+@pytest.mark.filterwarnings("ignore:The student has no trainable weights")
+def test_a_loss_that_is_not_finite_where_no_step_is_applied_is_told_at_the_epoch_s_end() -> None:
+    student = small_network()
+    student.trainable = False
+    nothing = lambda y, y_pred: keras.ops.mean(y_pred, -1) * float("nan")  # noqa: E731
+    model = distiller(small_network(8), student, [Term(SP())], {"loss": nothing})
+    with pytest.raises(FloatingPointError, match=r"not finite in epoch 1: student_loss=nan, loss=nan\."):
+        model.fit(*images(8), verbose=0)

@@ -1,5 +1,6 @@
 """What goes wrong during `fit` and can only be seen there."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -195,6 +196,7 @@ class TrainingGuard(keras.callbacks.Callback):
     Raises:
         ValueError: if there are no data, or all batches so far have one image and a term compares the images of one.
         NotFiniteError: if the loss or the gradient of a step was not finite.
+        FloatingPointError: if the mean of a loss over an epoch is not finite, where steps are not guarded.
     """
 
     def __init__(self, relational_terms: list[str]) -> None:
@@ -221,10 +223,14 @@ class TrainingGuard(keras.callbacks.Callback):
             self.look()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks at all that there was."""
-        del epoch, logs
+        """Looks at all that there was, and for means that are not finite where no step was guarded."""
         self.check_sizes()
         self.look()
+        names = (*self.model.term_weights, *(("student_loss",) if self.model.student_loss_weight else ()), "loss")
+        values = {name: float((logs or {}).get(name, 0.0)) for name in names}
+        bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(f"The loss is not finite in epoch {epoch + 1}: {', '.join(bad)}. {ADVICE}")
 
     def check_sizes(self) -> None:
         """Raises an error if there was no batch yet, or batches of one image where images are compared."""
