@@ -250,6 +250,20 @@ def test_networks_of_other_images_are_refused() -> None:
         Distiller(keras.Sequential([keras.Input((16, 16, 1)), keras.layers.Flatten()], name="big"), small_network(), [])
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_network_that_prepares_its_own_images_is_told_of(role: str, recwarn: pytest.WarningsRecorder) -> None:
+    networks = {"teacher": small_network(8), "student": small_network(name="prepared")}
+    networks[role].preprocessor = keras.layers.Rescaling(1 / 255)
+    with pytest.warns(UserWarning, match=rf"The {role} '.*' has a `preprocessor`") as caught:
+        model = Distiller(**networks, terms=[Term(SP())])
+    assert caught[0].filename == __file__
+    networks[role].preprocessor = None
+    recwarn.clear()
+    Distiller(**networks, terms=[Term(SP())])
+    model.teacher = networks["teacher"]
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("labels", "loss", "message"),
     [

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from spkd_keras import losses, models
 from spkd_keras.distiller import taps
+from spkd_keras.distiller.inputs import check_same_images, warn_of_preprocessor
 from spkd_keras.distiller.outputs import check_logits, check_outputs
 from spkd_keras.distiller.stand_in import Absent, Cached, StandIn
 from spkd_keras.distiller.term import Term
@@ -63,6 +64,7 @@ class Wiring:
         if teacher is None:
             self.teacher = self._tapped_teacher = None
             return
+        warn_of_preprocessor(teacher, "teacher")
         absent = isinstance(teacher, StandIn)
         if absent and self.teacher_dtype not in (None, teacher.dtype):
             raise ValueError(
@@ -106,7 +108,7 @@ class Wiring:
 
     def _checked_fingerprint(self, teacher: keras.Model) -> str:
         _check_built(teacher, "teacher")
-        _check_same_images(teacher, self.student)
+        check_same_images(teacher, self.student)
         changing = [*self.student.trainable_weights, *_statistics(self.student)]
         shared = {id(weight) for weight in teacher.weights} & {id(weight) for weight in changing}
         if shared:
@@ -274,18 +276,6 @@ def _statistics(model: keras.Model) -> list[Any]:
     return [weight for layer in normalizations if layer.trainable for weight in layer.non_trainable_weights]
 
 
-def _check_same_images(teacher: keras.Model, student: keras.Model) -> None:
-    """Checks that both networks take the images that both get, where each has one input."""
-    one, other = (model.input_shape if taps.is_graph(model) else None for model in (teacher, student))
-    if not (isinstance(one, tuple) and isinstance(other, tuple)) or len(one) != len(other):
-        return  # several inputs, or what Keras reshapes
-    if any(None not in sides and sides[0] != sides[1] for sides in zip(one, other, strict=True)):
-        raise ValueError(
-            f"Both networks get the same images. Received: a teacher '{teacher.name}' for images of shape {one[1:]} "
-            f"and a student '{student.name}' for {other[1:]}. Put a keras.layers.Resizing or the like in front of one."
-        )
-
-
 def _check_built(network: Any, role: str) -> None:
     if not isinstance(network, keras.Model) or not network.built:
         unbuilt = isinstance(network, keras.Model)
@@ -306,6 +296,7 @@ def check_arguments(
         ValueError: if one cannot work.
     """
     _check_built(student, "student")
+    warn_of_preprocessor(student, "student")
     if teacher is student:
         raise ValueError("`teacher` and `student` must be two models: the student's weights change.")
     if terms and teacher is None and teacher_fingerprint is None:
