@@ -16,10 +16,11 @@ from typing import Any
 from ray.train import RunConfig, ScalingConfig, report
 from ray.train.tensorflow import TensorflowTrainer
 
+from spkd_keras.experiment import ExperimentError, load_experiment
+
 
 def work(config: dict[str, Any]) -> None:
     """What every worker does."""
-    from spkd_keras.experiment import load_experiment
     from spkd_keras.training import devices_for, run_experiment
 
     devices = devices_for("multiworker")  # before TensorFlow does anything else
@@ -38,6 +39,10 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--storage", type=Path, default=Path("ray_results"), help="of Ray's own files")
     arguments = parser.parse_args()
+    try:
+        load_experiment(arguments.experiment, arguments.overrides)
+    except ExperimentError as error:
+        parser.error(str(error))  # before any worker is started
     trainer = TensorflowTrainer(
         work,
         train_loop_config={

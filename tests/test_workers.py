@@ -112,6 +112,54 @@ def test_a_killed_worker_and_a_new_start_give_the_same_run(tmp_path):
     assert summary["gathered_bytes_a_step"] == 32 * (2 * 2 * 32 + 3 * 2 * 2 * 16) * 4  # stage3 of both
 
 
+RAY = """
+class ScalingConfig:
+    def __init__(self, num_workers, use_gpu):
+        assert (num_workers, use_gpu) == (2, False)
+
+
+class RunConfig:
+    def __init__(self, storage_path):
+        self.storage_path = storage_path
+
+
+def report(metrics):
+    assert metrics == {"replicas": 2}
+"""
+RAY_TENSORFLOW = """
+class TensorflowTrainer:
+    def __init__(self, work, train_loop_config, scaling_config, run_config):
+        self.fit = lambda: work(train_loop_config)
+"""
+
+
+@pytest.fixture
+def in_ray(tmp_path, monkeypatch):
+    """What of Ray Train the script uses; its workers are those of the launcher."""
+    package = tmp_path / "ray" / "train"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(RAY)
+    (package / "tensorflow.py").write_text(RAY_TENSORFLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return [sys.executable, str(HERE.parent / "experiments" / "ray_train.py"), str(tmp_path / "shared.yaml")]
+
+
+@pytest.mark.slow
+def test_an_experiment_on_the_workers_of_ray_train(in_ray, tmp_path):
+    (tmp_path / "shared.yaml").write_text(EXPERIMENT.format(teacher=untrained_teacher(tmp_path)))
+    assert launcher.launch([*in_ray, "--out", str(tmp_path / "runs"), "--set", "schedule.epochs=1"], 2) == 0
+    summary = json.loads((tmp_path / "runs" / "shared" / "sp-seed0" / "summary.json").read_text())
+    assert (summary["epochs"], summary["workers"]) == (1, 2)
+
+
+def test_ray_train_is_not_started_for_a_file_that_cannot_run(in_ray, tmp_path):
+    (tmp_path / "shared.yaml").write_text("name: shared\nstudents: {}\n")
+    done = subprocess.run(in_ray, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "students" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_the_first_failure_is_told(capfd):
     code = "import json, os, sys; sys.exit('so it is' if json.loads(os.environ['TF_CONFIG'])['task']['index'] else 0)"
     assert launcher.launch([sys.executable, "-c", code], 2) == 1
