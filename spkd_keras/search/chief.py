@@ -1,14 +1,10 @@
 """The chief of a search: gives trials to workers by KerasTuner's protocol, and looks after them."""
 
-import multiprocessing
 import os
-import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO, Any, NamedTuple
 
 from spkd_keras.experiment import ClearError, ExperimentError
 from spkd_keras.observer import Observer
@@ -16,8 +12,8 @@ from spkd_keras.ports import LOOPBACK
 from spkd_keras.search.distributed import ADDRESS, PORT, Signs, variables, without_prints
 from spkd_keras.search.oracles import ENDED
 from spkd_keras.search.tuner import DistillationTuner, finished, read_outcome, trial_name
-from spkd_keras.training.interruption import Interrupted, Interruption
-from spkd_keras.training.parallel import Sender, ending, standard_error_to, stop_with_parent
+from spkd_keras.training.interruption import Interruption
+from spkd_keras.training.processes import Worker, ending
 
 LOOK = 0.5  # seconds between two looks at the workers
 PATIENCE = 60.0  # seconds without a sign of life
@@ -28,15 +24,6 @@ Job = Callable[[Observer, Interruption], None]
 
 class SearchFailedError(ClearError, RuntimeError):
     """No trial of a search succeeded, or its workers do not live. The message is one clear line."""
-
-
-class _Worker(NamedTuple):
-    """A worker at work: its process, what it tells, and what it writes to standard error."""
-
-    tuner_id: str
-    process: Any
-    connection: Connection
-    errors: IO[str]
 
 
 class Chief:
@@ -55,8 +42,7 @@ class Chief:
     def __init__(self, tuner: DistillationTuner, folder: Path, observer: Observer, interruption: Interruption) -> None:
         self.tuner, self.observer, self.interruption = tuner, observer, interruption
         self.signs = Signs(folder, PATIENCE)
-        self._context = multiprocessing.get_context("spawn")
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, Worker] = {}
         self._deaths: dict[str, int] = {}
         self._ended = 0
         self._lost: set[str] = set()
@@ -137,73 +123,52 @@ class Chief:
             self._lost.discard(tuner_id)
             self.observer.noticed(f"{tuner_id} is back.")
 
-    def _listen(self, worker: _Worker, job: Job) -> None:
+    def _listen(self, worker: Worker, job: Job) -> None:
         """Takes one message of a worker, or its end."""
-        try:
-            event, details = worker.connection.recv()
-        except (EOFError, OSError):  # at its end, or in the middle of a message
+        message = worker.receive()
+        if message is None:
             self._bury(worker, job)
-            return
-        if event != "planned":  # the chief planned all
+        elif message[0] != "planned":  # the chief planned all
+            event, details = message
             getattr(self.observer, event)(*details)
 
-    def _bury(self, worker: _Worker, job: Job) -> None:
-        worker.process.join()
-        worker.errors.seek(0)
-        said = worker.errors.read().strip().splitlines()
-        worker.errors.close()
-        del self._workers[worker.tuner_id]
-        if not worker.process.exitcode or self.interruption.received is not None:
+    def _bury(self, worker: Worker, job: Job) -> None:
+        code, said = worker.end()
+        del self._workers[worker.name]
+        if not code or self.interruption.received is not None:
             return
         ended = len(finished(self.tuner.oracle))
         if ended > self._ended:
             self._deaths.clear()
         self._ended = ended
-        deaths = self._deaths[worker.tuner_id] = self._deaths.get(worker.tuner_id, 0) + 1
-        why = ending(worker.process.exitcode).removesuffix(" The same command continues.")
+        deaths = self._deaths[worker.name] = self._deaths.get(worker.name, 0) + 1
         # What one that was killed said last is a notice of TensorFlow's.
-        why += f" It said: {said[-1]}" if said and worker.process.exitcode > 0 else ""
+        why = ending(code) + (f" It said: {said}" if said and code > 0 else "")
         if deaths >= MOST_DEATHS:
             raise SearchFailedError(
-                f"{worker.tuner_id} died {deaths} times, and no trial ended meanwhile: {why} "
-                "The same command continues."
+                f"{worker.name} died {deaths} times, and no trial ended meanwhile: {why} The same command continues."
             )
-        self.observer.noticed(f"{worker.tuner_id} is started again, and goes on with its trial: {why}")
-        self._start(worker.tuner_id, job)
+        self.observer.noticed(f"{worker.name} is started again, and goes on with its trial: {why}")
+        self._start(worker.name, job)
 
     def _start(self, tuner_id: str, job: Job) -> None:
-        receiver, sender = self._context.Pipe(duplex=False)
-        arguments = (job, sender, tuner_id, int(os.environ[PORT]))
-        process = self._context.Process(target=_work, args=arguments)
-        errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - open while the worker is
-        with standard_error_to(errors):  # the child starts with it
-            process.start()
-        sender.close()
-        self._workers[tuner_id] = _Worker(tuner_id, process, receiver, errors)
+        self._workers[tuner_id] = Worker(tuner_id, _work, job, tuner_id, int(os.environ[PORT]))
 
     def _stop(self) -> None:
         """Ends the workers that are left, each after it has written its state."""
         for worker in self._workers.values():
-            worker.process.terminate()
+            worker.terminate()
         for worker in self._workers.values():
-            # What it tells has to be taken, or it waits for ever.
-            with suppress(EOFError, OSError):
-                while True:
-                    worker.connection.recv()
-            worker.process.join()
-            worker.errors.close()
+            while worker.receive():  # what it tells has to be taken, or it waits for ever
+                pass
+            worker.end()
         self._workers.clear()
 
 
-def _work(job: Job, connection: Connection, tuner_id: str, port: int) -> None:
+def _work(job: Job, tuner_id: str, port: int, observer: Observer, interruption: Interruption) -> None:
     """Does a worker's job, in its own process."""
-    os.setsid()  # a Ctrl-C is for the chief, which passes it on once
-    threading.Thread(target=stop_with_parent, daemon=True).start()
-    sender, interruption = Sender(connection), Interruption(patient=True)
     try:
-        with variables(tuner_id, LOOPBACK, port), interruption.listening():
-            job(sender, interruption)
-    except Interrupted as error:
-        os._exit(error.exit_code)
+        with variables(tuner_id, LOOPBACK, port):
+            job(observer, interruption)
     except ExperimentError as error:
         raise SystemExit(str(error)) from None
