@@ -7,7 +7,7 @@ from keras import layers
 from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images, small_network
 from replica_trainings import build, message, mirrored, network
 
-from spkd_keras import Distiller
+from spkd_keras import Distiller, Term, losses
 
 
 def compiled(**arguments):
@@ -44,6 +44,12 @@ def summed():
         Distiller(None, network()).compile("sgd", loss)
 
 
+def summed_term():
+    with mirrored(2).scope():
+        terms = [Term(losses.SimilarityPreserving(reduction="sum"))]
+        Distiller(network(8), network(), terms).compile("sgd", cross_entropy())
+
+
 def summing_layer():
     with mirrored(2).scope():
         image = keras.Input(IMAGE_SHAPE)
@@ -61,7 +67,7 @@ def one_batch():
     ]
 
 
-BUILT = (student_outside, distiller_outside, optimizer_outside, dropping, summed, summing_layer)
+BUILT = (student_outside, distiller_outside, optimizer_outside, dropping, summed, summed_term, summing_layer)
 COMPILED = {
     "jit": {"jit_compile": True},
     "steps": {"steps_per_execution": 2},

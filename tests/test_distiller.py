@@ -321,3 +321,14 @@ def test_constructing_draws_no_random_numbers() -> None:
     keras.utils.set_random_seed(5)
     Distiller(teacher, student, [Term(SP()), Term(KD())])
     assert_same_weights(small_network(), expected)
+
+
+def test_sample_weights_count_in_evaluate_and_in_weighted_metrics() -> None:
+    student, (x, y) = small_network(), images(20)
+    nll = keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="nll")
+    settings = {"weighted_metrics": [nll]}
+    model = distiller(small_network(8), student, [Term(SP())], settings)
+    weight = {"sample_weight": np.linspace(0, 3, 20), "verbose": 0, "return_dict": True}
+    logs = model.evaluate(x, y, **weight)
+    student.compile(loss=cross_entropy(), **settings)
+    assert logs == pytest.approx(student.evaluate(x, y, **weight), rel=1e-5)

@@ -165,6 +165,14 @@ def test_evaluate_without_the_teacher_is_the_students_own(tmp_path: Path) -> Non
     model.save(tmp_path / "distiller.keras")
     loaded = keras.saving.load_model(tmp_path / "distiller.keras")
     assert set(loaded.evaluate(*images(8), verbose=0, return_dict=True)) == {"loss"}
+    # The steps are compiled by now, and follow the teacher all the same.
+    loaded.teacher = model.teacher
+    assert "similarity_preserving" in loaded.evaluate(*images(8), verbose=0, return_dict=True)
+    loaded.fit(*images(8), verbose=0)
+    loaded.teacher = None
+    assert set(loaded.evaluate(*images(8), verbose=0, return_dict=True)) == {"loss"}
+    with pytest.raises(ValueError, match="need the teacher"):
+        loaded.fit(*images(8), verbose=0)
 
 
 def test_labels_outside_the_classes_are_told_in_evaluate_too() -> None:

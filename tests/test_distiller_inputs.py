@@ -54,6 +54,10 @@ def test_the_regulariser_of_an_adapter_is_no_loss_of_the_student() -> None:
     logs = with_terms.evaluate(x, y, verbose=0, return_dict=True)
     kernel = with_terms.adapters["hint"].kernel.numpy().astype("float64")
     assert logs["loss"] == pytest.approx(own + logs["hint"] + (kernel**2).sum(), rel=1e-5)
+    with_terms.compile(keras.optimizers.SGD(0.0), cross_entropy())
+    logs = with_terms.train_on_batch(x, y, return_dict=True)
+    added = float(sum(student.losses)) + (kernel**2).sum()
+    assert logs["loss"] == pytest.approx(logs["student_loss"] + logs["hint"] + added, rel=1e-4)
 
 
 def test_a_labelled_loss_without_a_weight_may_be_anything() -> None:
@@ -248,6 +252,16 @@ def test_a_loss_on_the_labels_that_takes_probabilities_is_told_of(loss: Any) -> 
 def test_networks_of_other_images_are_refused() -> None:
     with pytest.raises(ValueError, match=r"a teacher 'big' for images of shape \(16, 16, 1\) and a student"):
         Distiller(keras.Sequential([keras.Input((16, 16, 1)), keras.layers.Flatten()], name="big"), small_network(), [])
+
+
+def test_networks_of_any_size_teach_and_learn() -> None:
+    def open_sized() -> keras.Model:
+        inner = [keras.layers.Conv2D(4, 3, name="stage1"), keras.layers.GlobalAveragePooling2D()]
+        return keras.Sequential([keras.Input((None, None, IMAGE_SHAPE[-1])), *inner, keras.layers.Dense(CLASSES)])
+
+    for teacher, student in ((open_sized(), small_network()), (small_network(), open_sized())):
+        model = distiller(teacher, student, [Term(SP()), Term(KD())])
+        assert np.isfinite(model.fit(*images(8), verbose=0).history["loss"]).all()
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])

@@ -36,11 +36,14 @@ def test_mixed_precision_trains_and_scales_the_loss_where_needed(policy: str, tm
     assert_same_weights(model, loaded)
 
 
-def test_loss_scaling_can_be_declined() -> None:
+def test_loss_scaling_can_be_declined(tmp_path: Path) -> None:
     keras.config.set_dtype_policy("mixed_float16")
     model = Distiller(None, small_network())
     model.compile("sgd", cross_entropy(), auto_scale_loss=False)
     assert not isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    model.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert not isinstance(loaded.optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 class ClampedSimilarity(losses.DistillationLoss):

@@ -108,6 +108,16 @@ def test_another_teacher_is_refused_and_the_same_one_from_a_file_is_taken(tmp_pa
         loaded.train_on_batch(*images(8))
 
 
+def test_a_file_keeps_where_the_terms_look_and_how_the_teacher_runs(tmp_path: Path) -> None:
+    terms = [Term(SP(), 3.0, "stage1", "stage2", "mine"), Term(SP(), 1.0, "stage2", "pooling")]
+    model = distiller(small_network(8), small_network(), terms, teacher_dtype="bfloat16", evaluate_terms=True)
+    model.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    kept = [[(term.name, term.weight, term.teacher, term.student) for term in each.terms] for each in (model, loaded)]
+    assert kept[0] == kept[1]
+    assert (loaded.teacher_dtype, loaded.evaluate_terms) == ("bfloat16", True)
+
+
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_a_teacher_gets_its_weights_after_the_distiller_was_made(dtype: str | None, tmp_path: Path) -> None:
     """It teaches with them, even a copy of it, and is the one that is handed back."""

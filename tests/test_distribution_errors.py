@@ -69,6 +69,7 @@ def test_other_refusals(facts):
     assert facts["refused"]["moving_average_without"] is None
     assert "Construct it within `with strategy.scope():`" in facts["refused"]["optimizer_outside"]
     assert "`reduction` of `loss` must be one of sum_over_batch_size, mean. Received: sum" in facts["refused"]["summed"]
+    assert "`reduction` of the term 'similarity_preserving' must be one of" in facts["refused"]["summed_term"]
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,7 @@ def test_a_subclassed_network_with_a_list_of_one_teaches() -> None:
         [layers.Flatten()],
         [layers.Rescaling(1 / 255), layers.Flatten()],
         [layers.Normalization(mean=[1.0] * 3, variance=[2.0] * 3), layers.Reshape((192, 1)), layers.Flatten()],
+        [layers.Normalization(), layers.Flatten()],  # has weights, which are measured and not learned
         [layers.GlobalAveragePooling2D(), layers.Flatten()],
     ],
 )

@@ -52,6 +52,18 @@ def test_a_dense_layer_to_the_width_of_the_teacher():
     assert distiller.adapters["hint"].output_shape == (None, 6)
 
 
+def test_the_adapter_normalises_by_the_batch_in_training_and_keeps_still_in_evaluation():
+    model = Distiller(small_network(8), small_network(4), [Term(Hint())], evaluate_terms=True)
+    model.compile("sgd", cross_entropy())
+    (norm,) = (part for part in model.adapters["hint"].layers if isinstance(part, keras.layers.BatchNormalization))
+    before = norm.moving_mean.numpy()
+    model.fit(*images(20), batch_size=10, verbose=0)
+    after = norm.moving_mean.numpy()
+    assert not np.array_equal(before, after)
+    model.evaluate(*images(20), verbose=0)
+    np.testing.assert_array_equal(norm.moving_mean.numpy(), after)
+
+
 def test_hints_of_two_sizes_are_refused_with_what_to_do():
     terms = [Term(Hint(), teacher="stage1", student="stage2")]
     with pytest.raises(ValueError, match=r"(?i)name other layers.*adapter") as caught:

@@ -105,6 +105,7 @@ def test_batches_of_two_sizes_are_refused(case):
         ("decoupled_distillation", (np.zeros((4, 3)), np.zeros((4, 5))), np.zeros((4, 3))),  # one-hot labels
         ("attention_transfer", zeros((4, 4, 4, 2)), zeros((4, 3, 3, 2))),  # 4 / 3 is no whole ratio
         ("attention_transfer", zeros((4, 4, 4, 2), (4, 2, 2, 2)), zeros((4, 4, 4, 2))),  # two stages and one
+        ("similarity_preserving", zeros((4, 4, 4, 2), (4, 2, 2, 2)), zeros((4, 4, 4, 2))),
         ("neuron_selectivity", zeros((4, 4, 4, 2)), zeros((4, 3, 3, 2))),
         ("neuron_selectivity", zeros((4, 4, 4, 2), (4, 2, 2, 2)), zeros((4, 4, 4, 2))),
         ("inter_channel_correlation", *zeros((4, 2, 2, 3), (4, 2, 2, 5))),
@@ -121,9 +122,16 @@ def test_batches_of_two_sizes_are_refused(case):
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(key, teacher, student):
-    with pytest.raises(ValueError, match=r".") as caught:
+    with pytest.raises(ValueError, match=r"(must|needs) .*Received: ") as caught:
         LOSSES[key]()(teacher, student)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("side", [49, 98, 103])  # 1 / (1 / 49) is not 49
+def test_any_whole_ratio_of_sides_fits(side):
+    small, large = zeros((2, 1, 1, 2), (2, side, side, 2))
+    for teacher, student in ((small, large), (large, small)):
+        assert LOSSES["attention_transfer"]()([teacher], [student]) == 0
 
 
 @pytest.mark.parametrize("images", [2, 3])

@@ -61,7 +61,14 @@ def test_labels_as_integers_and_as_shares_are_the_same():
     shares = 0.3 * np.eye(6)[labels] + 0.7 * np.random.default_rng(0).dirichlet(np.full(6, 50.0), 4)
     loss = DecoupledDistillation(dtype="float64")
     expected = decoupled_distillation((teacher, labels), student)
-    for given in (labels, labels.astype("uint8"), tf.constant(labels), np.eye(6, dtype=int)[labels], shares):
+    for given in (
+        labels,
+        labels[:, None],
+        labels.astype("uint8"),
+        tf.constant(labels),
+        np.eye(6, dtype=int)[labels],
+        shares,
+    ):
         assert_allclose(loss((teacher, given), student), expected, rtol=1e-9)
     assert abs(loss((teacher, LABELS), student) - expected) > 0.1
 

@@ -31,6 +31,15 @@ def test_every_loss_is_known_by_its_name_and_explained():
         assert LOSSES[name]().name == name
 
 
+def test_where_each_loss_looks_when_no_layer_is_named():
+    embedding = {"relational_distance", "relational_angle", "pkt", "correlation_congruence", "projection"}
+    last = {"similarity_preserving", "inter_channel_correlation", "hint", "variational_information"}
+    taps = dict.fromkeys(embedding, "embedding") | dict.fromkeys(last, "last_stage")
+    taps |= dict.fromkeys(["attention_transfer", "neuron_selectivity"], "all_stages")
+    for name, kind in LOSSES.items():
+        assert Term(kind()).default_tap == taps.get(name, "logits"), name
+
+
 def test_every_published_method_is_made_of_known_losses(load):
     experiment = load(DIGITS + f"methods: [{', '.join(presets())}]")
     assert list(experiment.methods) == list(presets())

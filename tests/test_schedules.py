@@ -80,3 +80,13 @@ def test_a_wrong_schedule_in_an_experiment_is_refused(tmp_path):
     for part, message in [("untill: 1", "unknown key `untill`.*Did you mean `until`"), ("until: 0", "greater than or")]:
         with pytest.raises(ExperimentError, match=message):
             tiny(tmp_path, SCHEDULED[0].replace("until: 1", part))
+
+
+def test_a_part_of_a_training_has_the_weights_of_the_whole():
+    model, seen = Distiller(small_network(), small_network(), [Term(losses.SimilarityPreserving(), 8.0)]), []
+    model.compile("sgd", cross_entropy())
+    weight = model.term_weights["similarity_preserving"]
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(float(weight)))
+    schedule = TermWeightSchedule({"similarity_preserving": WeightSchedule(decay="cosine")}, epochs=4)
+    model.fit(*images(8), epochs=2, verbose=0, callbacks=[schedule, watch])
+    assert seen == pytest.approx([8.0, 4 * (1 + math.sqrt(0.5))])

@@ -201,3 +201,34 @@ def test_looking_at_the_parts_changes_nothing():
     loss_parts(distiller, *images(6))
     for variable, value in zip(student.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_the_host_looks_in_later_epochs_too():
+    seen = []
+    distiller = Distiller(marking_teacher(), small_network(), [Term(Spoiled(), name="spoiled")])
+    distiller.look_every = 2
+    distiller.compile("sgd", cross_entropy())
+    count = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: seen.append(batch))
+    data = batches().concatenate(batches(bad=[4]))
+    with pytest.raises(NotFiniteError, match="epoch 2, batch 5"):
+        distiller.fit(data, epochs=2, steps_per_epoch=STEPS, shuffle=False, verbose=0, callbacks=count)
+    assert len(seen) == STEPS + 6
+
+
+def test_the_statistics_of_an_adapter_are_put_back_too():
+    distiller = Distiller(small_network(8), small_network(4), [Term(losses.Hint())])
+    distiller.compile("sgd", cross_entropy())
+    (x, y), before = images(SIZE), weights(distiller.adapters["hint"])
+    loss_parts(distiller, x, y)
+    with pytest.raises(NotFiniteError):
+        distiller.train_on_batch(x * np.float32("nan"), y)
+    for one, two in zip(before, weights(distiller.adapters["hint"]), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_the_scale_of_the_loss_is_not_in_its_parts():
+    distiller, norms = Distiller(None, small_network()), []
+    for optimizer in (keras.optimizers.SGD(), keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(), 1024.0)):
+        distiller.compile(optimizer, cross_entropy())
+        norms.append(loss_parts(distiller, *images(6))["student_loss"].gradient_norm)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)

@@ -213,6 +213,7 @@ def test_no_default_tap_names_the_layers() -> None:
     [
         ({"loss": "similarity_preserving"}, r"`loss` of a Term must be a keras.losses.Loss object"),
         ({"loss": SP(reduction=None)}, r"must reduce to one number"),
+        ({"loss": SP(reduction="none")}, r"must reduce to one number"),
         ({"weight": -1.0}, r"finite and at least 0. Received: weight=-1.0"),
         ({"weight": float("nan")}, r"finite and at least 0"),
         ({"weight": "3"}, r"must be a number. Received: weight='3'"),
@@ -234,6 +235,12 @@ def test_a_term_is_frozen_and_takes_lists_as_tuples() -> None:
         term.weight = 2.0  # type: ignore[misc]
 
 
+def test_the_embedding_is_what_goes_into_the_last_dense_layer() -> None:
+    head = [layers.Flatten(), layers.Dense(6, "relu", name="hidden"), layers.Dense(4, name="logits")]
+    model = keras.Sequential([keras.Input(IMAGE_SHAPE), *head])
+    assert taps.resolve(model, None, "embedding", "teacher") == (taps.Tap("logits", is_input=True),)
+
+
 def test_names_of_terms() -> None:
     teacher, student = small_network(8), small_network()
     model = Distiller(
@@ -246,7 +253,7 @@ def test_names_of_terms() -> None:
         "similarity_preserving_4",
     ]
     assert [term.name for term in model.terms] == list(model.term_weights)
-    for name in ("loss", "student_loss", "a b", ""):
+    for name in ("loss", "student_loss", "images", "accuracy", "learning_rate", "epoch", "a b", ""):
         with pytest.raises(ValueError, match=rf"`name` of a Term must be a word.*Received: name='{name}'"):
             Distiller(teacher, student, [Term(SP(), name=name)])
     with pytest.raises(ValueError, match="that no other term has"):

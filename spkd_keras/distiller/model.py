@@ -60,7 +60,7 @@ class Distiller(StudentKeeper):
         adapters: the layer put on the student's tap, for each term's name that has one.
         teacher_fingerprint: digest of the teacher; another teacher is refused.
         look_every: steps after which `fit` looks whether the loss and the gradient were finite, default 50. From the
-            first step on that is not, none is applied.
+            first step on that is not, none is applied. Not saved.
 
     Raises:
         ValueError: for an unknown layer, different class counts or probabilities where logits are compared, and other

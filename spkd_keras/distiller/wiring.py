@@ -139,7 +139,7 @@ class Wiring:
             )
         check_logits(term, "teacher", teacher, from_teacher)
         check_logits(term, "student", self.student, from_student)
-        if term.default_tap == "logits" and from_teacher == from_student == (taps.LOGITS,):
+        if from_teacher == from_student == (taps.LOGITS,):
             check_outputs(term, teacher, self.student)
 
     def build_adapters(self) -> dict[str, keras.layers.Layer]:

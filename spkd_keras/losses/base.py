@@ -134,6 +134,18 @@ def flat(tensor: Any) -> Any:
     return ops.reshape(tensor, (ops.shape(tensor)[0], -1))
 
 
+def stages(teacher: Any, student: Any) -> list[tuple[Any, Any]]:
+    """Returns the stages of two networks in pairs.
+
+    Raises:
+        ValueError: if one has more than the other.
+    """
+    one, other = keras.tree.flatten(teacher), keras.tree.flatten(student)
+    if len(one) != len(other):
+        raise ValueError(f"Teacher and student must have as many stages. Received: {len(one)} and {len(other)}.")
+    return [*zip(one, other, strict=True)]
+
+
 def taken(tensor: Any, rows: slice | None) -> Any:
     """Returns some rows of a tensor, or the tensor itself."""
     return tensor if rows is None else tensor[rows]

@@ -13,6 +13,7 @@ from spkd_keras.losses.base import (
     check_positive,
     check_same_size,
     flat,
+    stages,
     unit,
 )
 
@@ -60,15 +61,15 @@ def at_same_positions(teacher: Any, student: Any) -> tuple[Any, Any]:
             "Teacher and student must be activations of shape (batch, height, width, channels). "
             f"Received: {tuple(teacher.shape)} and {tuple(student.shape)}."
         )
-    ratios = [a / b for a, b in zip(teacher.shape[1:3], student.shape[1:3], strict=True)]
-    if any(ratio % 1 and (1 / ratio) % 1 for ratio in ratios):
+    sides = [*zip(teacher.shape[1:3], student.shape[1:3], strict=True)]
+    if any(max(side) % min(side) for side in sides):
         raise ValueError(
             "The height and width of one activation must be multiples of the other's. Received: "
             f"{tuple(teacher.shape)} and {tuple(student.shape)}. Name layers of other sizes."
         )
     return (
-        _pooled(teacher, [max(1, round(ratio)) for ratio in ratios]),
-        _pooled(student, [max(1, round(1 / ratio)) for ratio in ratios]),
+        _pooled(teacher, [max(1, of_teacher // of_student) for of_teacher, of_student in sides]),
+        _pooled(student, [max(1, of_student // of_teacher) for of_teacher, of_student in sides]),
     )
 
 
@@ -126,7 +127,7 @@ class AttentionTransfer(DistillationLoss):
             check_same_size(teacher, student, 0, "images")
             return ops.mean(ops.square(attention(teacher) - attention(student)), axis=-1)
 
-        return sum(stage(*pair) for pair in zip(keras.tree.flatten(y_true), keras.tree.flatten(y_pred), strict=True))
+        return sum(stage(*pair) for pair in stages(y_true, y_pred))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration."""
@@ -162,7 +163,7 @@ class NeuronSelectivity(DistillationLoss):
             teacher, student = unit(channel_maps(teacher)), unit(channel_maps(student))
             return kernel(teacher, teacher) + kernel(student, student) - 2 * kernel(teacher, student)
 
-        return sum(stage(*pair) for pair in zip(keras.tree.flatten(y_true), keras.tree.flatten(y_pred), strict=True))
+        return sum(stage(*pair) for pair in stages(y_true, y_pred))
 
 
 @keras.saving.register_keras_serializable("spkd_keras")

@@ -123,8 +123,9 @@ def decoupled_distillation(
     Args:
         teacher_logits: shape `(b, classes)`.
         student_logits: shape `(b, classes)`.
-        labels: integers of shape `(b,)`, or shares of classes of shape `(b, classes)`, whose largest counts. An integer
-            that is no class, such as -1 for an unknown one, leaves nothing to split: that image's value is 0.
+        labels: integers of shape `(b,)` or `(b, 1)`, or shares of classes of shape `(b, classes)`, whose largest
+            counts. An integer that is no class, such as -1 for an unknown one, leaves nothing to split: that image's
+            value is 0.
         alpha: weight of the first part, default 1.
         beta: weight of the second part, default 8.
         temperature: above 0, default 4.
@@ -146,7 +147,6 @@ def decoupled_distillation(
     check_same_size(student_logits, labels, 0, "images, as logits and labels,")
     if are_shares:
         check_same_size(student_logits, labels, -1, "classes, as logits and labels,")
-    if len(labels.shape) == 2 and labels.shape[-1] == classes:
         labels = ops.argmax(labels, axis=-1)
     is_target = ops.cast(ops.one_hot(ops.reshape(ops.cast(labels, "int32"), (-1,)), classes), "bool")
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32, check_same_size, flat, taken, unit
+from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32, check_same_size, flat, stages, taken, unit
 
 
 def similarity_matrix(activations: Any, rows: slice | None = None) -> Any:
@@ -85,5 +85,4 @@ class SimilarityPreserving(DistillationLoss):
 
     def call_rows(self, y_true: Any, y_pred: Any, rows: slice | None) -> Any:
         """Returns the values of some examples, from their rows of the matrices."""
-        pairs = zip(keras.tree.flatten(y_true), keras.tree.flatten(y_pred), strict=True)
-        return sum(similarity_preserving(teacher, student, rows) for teacher, student in pairs)
+        return sum(similarity_preserving(teacher, student, rows) for teacher, student in stages(y_true, y_pred))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from spkd_keras.experiment import ClearError, ExperimentError
+from spkd_keras.experiment import ClearError
 from spkd_keras.observer import Observer
 from spkd_keras.ports import LOOPBACK
 from spkd_keras.search.distributed import ADDRESS, PORT, Signs, variables, without_prints
@@ -59,6 +59,8 @@ class Chief:
         Raises:
             Interrupted: if a signal came.
             SearchFailedError: if the port cannot be listened on, or a worker dies again and again.
+            ExperimentError: if a worker met what no worker can go on from.
+            StorageError: likewise.
         """
         server = threading.Thread(target=self._serve, daemon=True)
         server.start()
@@ -159,16 +161,11 @@ class Chief:
         for worker in self._workers.values():
             worker.terminate()
         for worker in self._workers.values():
-            while worker.receive():  # what it tells has to be taken, or it waits for ever
-                pass
             worker.end()
         self._workers.clear()
 
 
 def _work(job: Job, tuner_id: str, port: int, observer: Observer, interruption: Interruption) -> None:
     """Does a worker's job, in its own process."""
-    try:
-        with variables(tuner_id, LOOPBACK, port):
-            job(observer, interruption)
-    except ExperimentError as error:
-        raise SystemExit(str(error)) from None
+    with variables(tuner_id, LOOPBACK, port):
+        job(observer, interruption)

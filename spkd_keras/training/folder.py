@@ -157,8 +157,10 @@ class RunFolder:
         Raises:
             StorageError: if it cannot be written to.
         """
-        check_writable(self.backup)
+        check_writable(self.path)
+        # First what says whose the folder is: a kill may come at any time.
         write_text(self.path / "experiment.yaml", self.experiment.to_yaml())
+        check_writable(self.backup)
 
 
 @functools.cache  # all runs of an experiment ask for the same one

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from spkd_keras.experiment import ClearError, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.training.folder import RunFolder
 from spkd_keras.training.interruption import Interruption
@@ -31,6 +32,8 @@ def run_in_processes(
 
     Raises:
         Interrupted: if a signal came.
+        ExperimentError: if a run met what the next one would meet too. The others write their states.
+        StorageError: likewise.
     """
     waiting = list(runs)
     reasons: dict[str, str] = {}
@@ -49,10 +52,11 @@ def run_in_processes(
                     told = True
                     for worker in active.values():
                         worker.terminate()
-    except BaseException:
+    finally:
         for worker in active.values():
             worker.terminate()  # each writes its state
-        raise
+        for worker in active.values():
+            worker.end()
     return reasons
 
 
@@ -65,7 +69,7 @@ def _listen(
     if message is None:
         del active[connection]
         code, said = worker.end()
-        if code and worker.name not in reasons and not told:
+        if code and not told:
             again = " The same command continues." if code < 0 else ""
             reasons[worker.name] = ending(code) + again + (f" It said: {said}" if said else "")
             observer.failed(worker.name, reasons[worker.name])
@@ -80,5 +84,7 @@ def _do(job: Job, folder: RunFolder, observer: Observer, interruption: Interrupt
     """Does one run, in its own process."""
     try:
         job(folder, observer, interruption)
+    except (ExperimentError, ClearError):  # what the next run would meet too
+        raise
     except Exception as error:
         observer.failed(folder.path.name, f"{type(error).__name__}: {' '.join(str(error).split())}")

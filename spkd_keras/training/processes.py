@@ -7,15 +7,17 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
+from spkd_keras.experiment import ClearError, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.training.interruption import Interrupted, Interruption
 
 EVENTS = [name for name in vars(Observer) if not name.startswith("_")]
+RAISED = "raised"  # what comes beside them: an error for the user
 CONTEXT = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
 
 
@@ -55,11 +57,19 @@ class Worker:
         sender.close()
 
     def receive(self) -> tuple[str, tuple[Any, ...]] | None:
-        """Returns the next event and its details; None at its end. Waits for it."""
+        """Returns the next event and its details; None at its end. Waits for it.
+
+        Raises:
+            ExperimentError: if that ended the job.
+            ClearError: likewise.
+        """
         try:
-            return self.connection.recv()
+            event, details = self.connection.recv()
         except (EOFError, OSError):  # at its end, or in the middle of a message
             return None
+        if event == RAISED:
+            raise details[0]
+        return event, details
 
     def terminate(self) -> None:
         """Tells it to write its state and to end."""
@@ -67,7 +77,11 @@ class Worker:
 
     def end(self) -> tuple[int, str]:
         """Waits for its end; returns the exit code and the last line that it wrote to standard error."""
+        with suppress(EOFError, OSError):
+            while True:  # what it still tells has to be taken, or it waits for ever
+                self.connection.recv()
         self._process.join()
+        self.connection.close()
         self._errors.seek(0)
         said = self._errors.read().strip().splitlines()
         self._errors.close()
@@ -106,6 +120,8 @@ def _work(job: Callable[..., None], arguments: tuple[Any, ...], connection: Conn
             job(*arguments, Sender(connection), interruption)
     except Interrupted as error:
         os._exit(error.exit_code)
+    except (ExperimentError, ClearError) as error:
+        connection.send((RAISED, (error,)))
 
 
 def _stop_with_parent() -> None:

@@ -15,8 +15,8 @@ from spkd_keras.experiment import TEACHER, ClearError, Experiment, ExperimentErr
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
-from spkd_keras.training.devices import Devices, WorkerLostError
-from spkd_keras.training.folder import RunFolder, StorageError, check_writable, not_left_empty
+from spkd_keras.training.devices import Devices
+from spkd_keras.training.folder import RunFolder, check_writable, not_left_empty
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.parallel import run_in_processes
 from spkd_keras.training.teacher_run import check_fingerprint, load_teacher, train_teacher
@@ -213,7 +213,7 @@ def _run_here(
     for folder in runs:
         try:
             train(folder, splits, observer, interruption, *shared)
-        except (ExperimentError, StorageError, WorkerLostError):  # what the next run would meet too
+        except (ExperimentError, ClearError):  # what the next run would meet too
             raise
         except Exception as error:
             reasons[folder.path.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
