@@ -140,6 +140,21 @@ def test_a_teacher_is_the_same_however_often_it_is_used(network: Any) -> None:
     model.teacher = teacher
 
 
+def test_an_ensemble_of_networks_whose_layers_have_the_same_names_teaches() -> None:
+    image, members = keras.Input(IMAGE_SHAPE), [plain(), plain()]
+    for member, name in zip(members, ("one", "two"), strict=True):
+        member.name = name
+    mean = layers.Average(name="mean")([member(image) for member in members])
+    ensemble = keras.Model(image, mean, name="ensemble")
+    expected = logits(ensemble)
+    np.testing.assert_allclose(logits(inference_network(ensemble)), expected, rtol=1e-4, atol=1e-5)
+    model = Distiller(ensemble, plain(), [Term(KD()), Term(SP(), teacher="one/stage1", student="stage1")])
+    given, _ = model._wiring.run_teacher(PIXELS)
+    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
+    model.compile("sgd", cross_entropy())
+    assert np.isfinite(model.fit(PIXELS, LABELS, verbose=0).history["loss"]).all()
+
+
 def test_a_tap_in_a_model_that_is_called_twice_is_ambiguous() -> None:
     with pytest.raises(ValueError, match="'block/inside' of 'called_twice' is called 2 times"):
         Distiller(plain(), called_twice(), [Term(SP(), student="block/inside")])

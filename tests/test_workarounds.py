@@ -38,6 +38,19 @@ def test_a_loss_scale_still_begins_anew_when_it_is_built_again() -> None:
     assert optimizer.dynamic_scale is not before or float(optimizer.dynamic_scale.value) == 8.0
 
 
+def test_a_variable_is_still_rounded_before_a_mixed_layer_sees_it() -> None:
+    """`FoldedConvolution` reads it past its `value`."""
+    seen = []
+
+    class Seeing(keras.layers.Dense):
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            seen.append(tf.convert_to_tensor(self.kernel.value).dtype)
+            return super().call(x)
+
+    Seeing(2, dtype="mixed_bfloat16")(np.zeros((1, 3)))
+    assert seen == [tf.bfloat16]
+
+
 def test_normalization_still_keeps_constants_of_its_weights() -> None:
     """`settle` calls `finalize_state`."""
     layer = keras.layers.Normalization(mean=None)

@@ -33,16 +33,15 @@ class FoldedConvolution(layers.Layer):
     def call(self, x: Any) -> Any:
         """Returns what the batch normalisation gives."""
         convolution, normalization = self.convolution, self.normalization
-        mean = ops.cast(normalization.moving_mean, "float32")
-        scale = ops.rsqrt(ops.cast(normalization.moving_variance, "float32") + normalization.epsilon)
+        scale = ops.rsqrt(_exact(normalization.moving_variance) + normalization.epsilon)
         if normalization.scale:
-            scale = scale * ops.cast(normalization.gamma, "float32")
-        shift = -mean * scale
+            scale = scale * _exact(normalization.gamma)
+        shift = -_exact(normalization.moving_mean) * scale
         if convolution.use_bias:
-            shift = shift + ops.cast(convolution.bias, "float32") * scale
+            shift = shift + _exact(convolution.bias) * scale
         if normalization.center:
-            shift = shift + ops.cast(normalization.beta, "float32")
-        kernel = ops.cast(convolution.kernel, "float32")
+            shift = shift + _exact(normalization.beta)
+        kernel = _exact(convolution.kernel)
         arguments = {
             "strides": convolution.strides,
             "padding": convolution.padding,
@@ -64,22 +63,33 @@ def folded(model: keras.Model) -> keras.Model:
     are the same up to rounding. Nested models are laid open. All weights are the given model's own.
 
     Args:
-        model: functional or Sequential.
+        model: functional or Sequential. Where nested models have layers of one name, which cannot stand beside each
+            other, it is returned as it is.
     """
     pairs = {id(pair[0]): pair for pair in sole_readers(model) if _fits(*pair)}
     if not pairs:
         return model
     normalizations = {id(normalization) for _, normalization in pairs.values()}
+    used: set[tuple[str, int]] = set()
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if id(layer) in pairs:
-            return FoldedConvolution(*pairs[id(layer)])(first_argument(args, kwargs))
         if id(layer) in normalizations:
             return first_argument(args, kwargs)
+        used.add((layer.name, id(layer)))
+        if id(layer) in pairs:
+            return FoldedConvolution(*pairs[id(layer)])(first_argument(args, kwargs))
         return layer(*args, **kwargs)
 
     inputs = inputs_like(input_structure(model))
-    return keras.Model(inputs, replay_laid_open(model, inputs, call), name=model.name)
+    outputs = replay_laid_open(model, inputs, call)
+    if len({name for name, _ in used}) < len(used):
+        return model
+    return keras.Model(inputs, outputs, name=model.name)
+
+
+def _exact(weight: Any) -> Any:
+    """Returns a weight in float32. In a mixed policy the `value` of a variable is rounded first (Keras 3.15)."""
+    return ops.cast(getattr(weight, "_value", weight), "float32")  # with LoRA a kernel is a sum
 
 
 def _fits(convolution: Any, normalization: Any) -> bool:
