@@ -19,7 +19,8 @@ READ_KEYS = {
     "multiply_adds": int | float,
 }
 WITHOUT = "Delete it: a report goes without it."
-CONFIRMATION = "confirmation"  # a search's folder of runs
+SEARCH = "search.json"  # in a search's folder
+CONFIRMATION = "confirmation"  # its folder of runs
 FOLD = re.compile(r"(?P<stem>.+?)[/_.-]fold(?P<fold>\d+)")
 
 
@@ -52,13 +53,19 @@ def read_runs(folder: str | Path) -> list[Run]:
     for file in _files(folder, "experiment.yaml"):
         experiment = load_experiment(file)
         method, seed = next(iter(experiment.methods)), experiment.seeds[0]
-        searched = CONFIRMATION in file.relative_to(folder).parts  # the search tells of it itself
-        if file.parent.name == f"{method}-seed{seed}" and not searched:  # else an experiment that the user keeps here
+        # What a search confirmed, it tells itself; else an experiment that the user keeps here.
+        if file.parent.name == f"{method}-seed{seed}" and not _is_searched(file, folder):
             summary = _read_summary(file.with_name("summary.json"))
             runs.append(Run(file.parent, experiment.name, method, seed, summary, experiment))
     if not runs:
         raise ExperimentError(f"There are no runs in {folder}. Give the folder that `spkd run` wrote, runs/<name>.")
     return runs
+
+
+def _is_searched(file: Path, folder: Path) -> bool:
+    """Whether a file in the folder is in a part of it in which a search keeps its own runs."""
+    places = file.parents[: len(file.relative_to(folder).parts) - 1]
+    return any(place.name == CONFIRMATION and (place.parent / SEARCH).exists() for place in places)
 
 
 def read_trials(folder: str | Path) -> list[Run]:

@@ -2,15 +2,19 @@
 
 import json
 
+import keras
+import matplotlib.axes
 import pytest
 from test_cli import call, words
 from tiny_experiment import TINY, untrained_teacher
 from tiny_search import GAMMA, WEIGHT
 
 from spkd_keras import plots
-from spkd_keras.experiment import Dimension, Space
+from spkd_keras.experiment import Dimension, Space, load_experiment
 from spkd_keras.search import TrialResult
 from spkd_keras.search.importance import draw, importance, short_names
+from spkd_keras.training import build
+from spkd_keras.training.results import error_of
 
 SLOW = pytest.mark.slow
 
@@ -125,6 +129,8 @@ def test_frontier_adds_up(file, tmp_path):
             assert student["differences"] == [e - a for e, a in zip(student["errors"], alone, strict=True)]
         shown = f"{student['parameters']:,} {student['multiply_adds']:,} {student['size']:,}"
         assert shown in words(done.stdout)
+    held_out = build.load_data(load_experiment(file).data).validation
+    assert answer["teacher_error"] == error_of(keras.saving.load_model(tmp_path / "teacher.keras"), held_out)
     assert (answer["met"], answer["chosen"][0]) == (True, "width-0.25")
     assert "The smallest student with a validation error of at most " in done.stdout
     assert (folder / "frontier.png").stat().st_size
@@ -185,6 +191,27 @@ def test_figures_of_a_search(tmp_path):
     assert [path.name for path in written] == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
     assert all(path.stat().st_size > 1000 for path in written)
     assert draw([FAILED], SPACE, tmp_path) == []
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """What is drawn as lines: their points and how."""
+    drawn = []
+    plot = matplotlib.axes.Axes.plot
+
+    def keeping_plot(self, *args, **kwargs):
+        drawn.append((args, kwargs))
+        return plot(self, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", keeping_plot)
+    return drawn
+
+
+def test_the_best_trial_is_drawn_last_and_thickest(tmp_path, lines):
+    axes = {"width": [(0.0, "0.5"), (1.0, "1")]}
+    plots.parallel_coordinates(axes, [[0.0], [1.0], [None]], [0.3, 0.1, 0.2], tmp_path / "p")
+    found = [(heights[0], options["linewidth"]) for (heights, *_), options in lines]
+    assert found == [(0.0, 1.0), (plots.UNUSED, 1.0), (1.0, 2.5)]
 
 
 def test_figure_of_a_frontier(tmp_path):

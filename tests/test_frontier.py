@@ -3,14 +3,18 @@
 import hashlib
 import json
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny_experiment import TINY
+from tiny_experiment import TINY, untrained_teacher
 
 from spkd_keras.experiment import ExperimentError, load_students
-from spkd_keras.frontier import COSTS, Candidate, Constraints, decide, pareto
+from spkd_keras.frontier import COSTS, Candidate, Constraints, decide, pareto, students
 from spkd_keras.frontier.decision import percent_range, read_latency, read_size
+from spkd_keras.observer import Observer
+from spkd_keras.training import RunsFailedError
+from spkd_keras.training.interruption import Interruption
 
 
 def candidate(student, method, errors, parameters, *, size=1000, latency=1.0, differences=()):
@@ -104,6 +108,18 @@ def test_none_is_good_enough():
     assert decide([], TEACHER, Constraints(1.0)).sentences == ["No student was trained and exported."]
 
 
+def test_what_three_seeds_come_to():
+    one = candidate("x", "sp", [0.1, 0.1, 0.4], 10)._replace(bytes=[1, 2, 9], latencies=[1.0, 2.0, 9.0])
+    assert (one.error, one.size, one.latency) == (0.1, 9, 2.0)
+
+
+def test_excesses_are_shares_of_what_is_allowed():
+    one = candidate("x", "sp", [0.16], 10, size=3000, latency=5.0)
+    found = Constraints(4.0, size=2000, latency=4.0).excesses(one, 0.1)
+    shares = {name: share for name, (share, _) in found.items()}
+    assert shares == pytest.approx({"error": 2 / 4, "size": 1 / 2, "latency": 1 / 4})
+
+
 def test_sizes_and_times():
     assert [read_size(text) for text in ("2MB", "1.5 kB", "1KiB", "7B")] == [2_000_000, 1500, 1024, 7]
     assert [read_latency(text) for text in ("5ms", "0.5 s", "200us")] == [5.0, 500.0, pytest.approx(0.2)]
@@ -117,7 +133,7 @@ def test_sizes_and_times():
 
 
 def test_ranges():
-    assert percent_range([0.25, 0.5, 0.375]) == "37.50% (25.00 to 50.00)"
+    assert percent_range([0.25, 0.5, 0.3125]) == "31.25% (25.00 to 50.00)"
     assert percent_range([0.25]) == percent_range([0.25, 0.25 + 1e-9]) == "25.00%"
 
 
@@ -198,3 +214,42 @@ def test_a_latency_is_measured_again_elsewhere(tmp_path, monkeypatch):
         before = measured_here()
         monkeypatch.setattr(module, name, value)
         assert [measured_here(), measured_here()] == [before + 1, before + 1], name
+
+
+@pytest.fixture
+def two_students(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    depths = [f"teacher={{path: '{untrained_teacher(tmp_path)}'}}", "student.depth={choice: [10, 12]}"]
+    return load_students(tmp_path / "tiny.yaml", depths, ["student", "sp"], [0])
+
+
+def test_a_student_that_cannot_be_is_named_before_any_is_trained(two_students, tmp_path):
+    with pytest.raises(ExperimentError, match=r"^depth-12: student: .*6n \+ 4"):
+        students.train_students(*two_students, tmp_path / "runs")
+    assert not list((tmp_path / "runs").rglob("student.keras"))
+
+
+def test_runs_and_exports_that_fail_are_told_and_the_rest_is_measured(two_students, tmp_path, monkeypatch):
+    def fails(experiment, out, observer, jobs):
+        assert experiment.teacher.path == str(tmp_path / "teacher.keras")
+        raise RunsFailedError(Path(out), {"sp-seed0": "NaN"})
+
+    monkeypatch.setattr(students, "run_experiment", fails)
+    monkeypatch.setattr(students, "FinishedRun", lambda run: SimpleNamespace(summary={}, folder=run))
+    student = two_students[1][0]
+    failures = students._run(student, tmp_path, tmp_path, Observer(), 1)
+    assert failures == {"depth-10 sp-seed0": "NaN"}
+    rest = [student], tmp_path, lambda run: {"bytes": 1}, Observer(), Interruption(), failures
+    assert students._measure_all(*rest) == {("depth-10", "student", 0): ({}, {"bytes": 1})}
+
+    def broken(error):
+        def measure(run):
+            raise error
+
+        return measure
+
+    told = students._measure_all([student], tmp_path, broken(ValueError("It is\nanother")), *rest[3:])
+    assert (told, failures["depth-10 student-seed0"]) == ({}, "ValueError: It is another")
+    failures.clear()
+    with pytest.raises(ExperimentError, match="damaged"):  # what the next one would meet too
+        students._measure_all([student], tmp_path, broken(ExperimentError("It is damaged.")), *rest[3:])

@@ -187,14 +187,14 @@ def test_the_curve_of_a_weight(folder, section, tmp_path):
         assert f">{weight}</text>" in figure.svg, "the tried weights are on the axis"
 
 
-@pytest.mark.parametrize(("augmentation", "curves"), [("none", 1), ("cifar", 0)])
-def test_a_cache_changes_nothing_but_where_it_keeps_one_view_of_many(augmentation, curves, folder):
+@pytest.mark.parametrize(("augmentation", "sketch", "curves"), [("none", None, 1), ("cifar", None, 0), ("none", 64, 0)])
+def test_a_cache_changes_nothing_but_where_it_keeps_less(augmentation, sketch, curves, folder):
     """Of two weights one was tried from a cache."""
     runs = []
     for run in report.read_runs(folder):
         changes = {"data": run.spec.data.model_copy(update={"augmentation": augmentation})}
         if run.method == "sp":
-            changes["teacher"] = run.spec.teacher.model_copy(update={"cache": CacheSpec()})
+            changes["teacher"] = run.spec.teacher.model_copy(update={"cache": CacheSpec(sketch=sketch)})
         runs.append(run._replace(spec=run.spec.model_copy(update=changes)))
     assert len(report.weight_curves(runs)) == curves
 

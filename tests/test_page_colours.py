@@ -8,6 +8,7 @@ to what they tell.
 import re
 from itertools import combinations
 
+import numpy as np
 import pytest
 from coloraide import Color
 from fake_runs import write_run, write_runs, write_trial
@@ -47,6 +48,17 @@ def drawn(tmp_path_factory):
         patch.setattr(figures, "inline", keeping_inline)
         path = pages.write_page(report.read_runs(root), root / "report", report.read_trials(root))
     return path.read_text(encoding="utf-8"), panels
+
+
+def test_curves_are_medians_within_ranges(monkeypatch):
+    panels = []
+    monkeypatch.setattr(figures, "inline", lambda figure, *_: panels.append(figure.axes[0]) or "")
+    curves = {"sp": np.array([[1.0, 2.0], [3.0, 4.0], [8.0, 9.0]])}
+    figures.learning_curves(curves, "error", looks.looks_of(["sp"]), "x", "a figure to be seen")
+    (line,), (band,) = panels[0].lines, panels[0].collections
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [3.0, 4.0])
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (1.0, 9.0)
 
 
 @pytest.fixture(scope="module", params=SCHEMES)

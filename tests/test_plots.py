@@ -105,11 +105,11 @@ def test_errors_by_seed(tmp_path, monkeypatch):
     plot = matplotlib.axes.Axes.plot
     monkeypatch.setattr(matplotlib.axes.Axes, "plot", lambda self, *a, **k: drawn.append(a) or plot(self, *a, **k))
     paths = plots.errors_by_seed(
-        {"student alone": [3.0, 1.0, 5.0], "$x$": [2.0]}, "test error, %", tmp_path / "v1.5-errors"
+        {"student alone": [3.0, 1.0, 8.0], "$x$": [2.0]}, "test error, %", tmp_path / "v1.5-errors"
     )
     assert [path.name for path in paths] == ["v1.5-errors.png", "v1.5-errors.svg"]
     (line, dots, other_line, other_dots) = drawn
     assert line[0] == [3.0, 3.0], "the median"
-    assert dots == ([3.0, 1.0, 5.0], [0, 0, 0])
+    assert dots == ([3.0, 1.0, 8.0], [0, 0, 0])
     assert (other_line[0], other_dots) == ([2.0, 2.0], ([2.0], [1]))
     assert matplotlib.image.imread(paths[0]).std() > 0.05

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import statistics
 from pathlib import Path
 
 import keras
@@ -46,6 +47,13 @@ def test_the_results_are_those_of_the_recorded_runs() -> None:
         others = {one.one: one.differences for one in result.comparisons if one.other == "sp"}
         assert set(others) == {"at", "kd", "kd+sp"}
         assert all(len(differences) == seeds and min(differences) > 0 for differences in others.values()), "every seed"
+    (result,) = report.summarise(report.read_runs(ROOT / "experiments" / "results" / "cifar10-shufflenet_v2"))
+    for method in ("at", "sp", "kd+sp"):
+        (differences,) = (one.differences for one in result.methods if one.method == method)
+        assert f"({100 * statistics.median(differences):.2f}" in section
+    (result,) = report.summarise(report.read_runs(ROOT / "experiments" / "results" / "dtd"))
+    (alone,) = (one.errors for one in result.methods if one.method == "student")
+    assert f"{100 * min(alone):.0f} to {100 * max(alone):.0f} %" in section
 
 
 def test_the_recorded_runs_are_of_the_experiment_as_it_is() -> None:

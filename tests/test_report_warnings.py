@@ -127,6 +127,8 @@ def test_what_is_no_number_is_refused(tmp_path, value):
 def test_the_confirmation_of_a_search_is_no_experiment(tmp_path):
     write_runs(tmp_path / "tiny")
     write_run(tmp_path / "tiny-search" / "confirmation" / "best", "sp", 0, 0.25, [], name="trial-3")
+    assert len(report.summarise(report.read_runs(tmp_path))) == 2  # an experiment may be called confirmation
+    (tmp_path / "tiny-search" / "search.json").write_text("{}")
     assert summarised(tmp_path).name == "tiny"
     (run,) = report.read_runs(tmp_path / "tiny-search" / "confirmation")  # unless it is asked for
     assert run.experiment == "trial-3"
@@ -165,10 +167,10 @@ def test_folds_that_are_taken_together_keep_their_costs(tmp_path):
 
 
 def test_other_data_is_no_other_fold(tmp_path):
-    for fold, data in ((1, "mnist-fold1"), (2, "dtd/fold2")):
+    for fold, data in ((1, "mnist-fold1"), (2, "dtd/fold2"), (3, "dtd/fold1")):
         name = f"textures-fold{fold}"
         write_run(tmp_path / name, "student", 0, 0.5, [], name=name, data=data)
-    assert [result.unit for result in report.summarise(report.read_runs(tmp_path))] == ["seeds", "seeds"]
+    assert [result.unit for result in report.summarise(report.read_runs(tmp_path))] == ["seeds"] * 3
 
 
 def test_a_page_of_summaries_with_little_in_them(tmp_path):

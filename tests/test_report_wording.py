@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fake_runs import BARE_ERRORS, HOSTILE, single, write_bare_run, write_bare_runs, write_files, write_runs
+from fake_runs import BARE_ERRORS, HOSTILE, single, write_bare_run, write_bare_runs, write_files, write_run, write_runs
 from test_report import method_of, summarised
 
 from spkd_keras import report
@@ -154,6 +154,24 @@ def test_the_lowest_weight(medians, said):
     errors = {weight: [error] for weight, error in medians.items()}
     curve = report.WeightCurve("soft_targets", ["kd"], "held-out", [0], errors, [], {})
     assert report.tell_weights(curve).endswith(f" %. {said}")
+
+
+def test_a_curve_is_of_medians_over_seeds():
+    errors, alone = {1.0: [0.1, 0.2, 0.9], 2.0: [0.3] * 3}, [0.5, 0.5, 0.2]
+    curve = report.WeightCurve("soft_targets", ["kd"], "held-out", [0, 1, 2], errors, alone, {})
+    assert "1: 20.00 %, 2: 30.00 %. Student alone: 50.00 %. Lowest at 1," in report.tell_weights(curve)
+
+
+def test_whose_costs_they_are(root):
+    assert report.costs(summarised(root)) == [
+        "teacher: 56,789 parameters, 567,890 multiply-adds",
+        "student: 1,234 parameters, 12,340 multiply-adds",
+    ]
+
+
+def test_classes_without_test_images_are_told(tmp_path):
+    run = write_run(tmp_path, "sp", 0, 0.5, [0.5, None, 0.25])
+    assert report.settings(summarised(run))[0].endswith(" with test images of 2 of its 3 classes.")
 
 
 def test_the_settings_are_told(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from networks import assert_same_weights
 from sklearn.gaussian_process import GaussianProcessRegressor
-from tiny_experiment import TINY, Listener, content, summary_of
+from tiny_experiment import TINY, Listener, content, history_of, summary_of
 from tiny_search import GAMMA, WEIGHT, by_name, outcomes, tiny_search, tiny_space
 
 from spkd_keras.experiment import ExperimentError, load_experiment, load_search
@@ -277,6 +277,39 @@ def test_a_bayesian_search_trains(tmp_path, monkeypatch):
     assert trials["trial 0"].values == {WEIGHT: 3000.0}
     assert len({trial.values[WEIGHT] for trial in result.trials}) == 4
     assert sorted(-fitted[0]) == pytest.approx(sorted(trials[f"trial {n}"].score for n in range(3)))
+
+
+@SLOW
+def test_fit_of_the_hypermodel_is_the_training_of_a_run(tmp_path):
+    """On the held-out images, and with the drop of the rate behind the first epoch."""
+    hypermodel = DistillationHyperModel(*tiny_space(tmp_path, GAMMA), tmp_path / "runs")
+    hp = point(hypermodel)
+    found = hypermodel.fit(hp, hypermodel.build(hp)).history
+    rows = history_of(run_experiment(hypermodel.point(hp), tmp_path / "alone") / "sp-seed0")
+    for key in ("loss", "val_loss"):
+        assert found[key] == pytest.approx([row[key] for row in rows], rel=1e-4)
+
+
+@SLOW
+def test_a_search_ranks_by_the_averaged_weights_that_it_delivers(tmp_path):
+    search = tiny_search(tmp_path, GAMMA, SHORT, "schedule.ema=0.9", trials=1)
+    (trial,) = search.run().trials
+    alone = run_experiment(search.hypermodel.point(point(search.hypermodel)), tmp_path / "alone") / "sp-seed0"
+    assert trial.error == summary_of(alone)["validation_error"]
+    epoch = history_of(search.folder / "trials" / "trial_0")[-1]
+    assert outcomes(search)["trial_0"]["val_loss"] != epoch["val_loss"]
+
+
+def test_what_varies_is_declared_as_it_stands_in_the_file(tmp_path):
+    weight = f"{WEIGHT}={{float: [1, 10000], log: true}}"
+    depth = "student.depth={int: [10, 22], step: 6}"
+    hypermodel = DistillationHyperModel(*tiny_space(tmp_path, weight, depth, methods=("kd", "sp")), tmp_path / "runs")
+    hp = point(hypermodel)
+    declared = {one.name: one for one in hp.space}
+    assert (declared[WEIGHT].sampling, declared["student.depth"].step) == ("log", 6)
+    assert not hp.is_active(declared[WEIGHT])  # kd is the first
+    other = hypermodel.point(point(hypermodel, methods="sp", **{WEIGHT: 7.0}))
+    assert (list(other.methods), other.methods["sp"].terms[0].weight) == (["sp"], 7.0)
 
 
 @SLOW

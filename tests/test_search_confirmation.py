@@ -34,6 +34,7 @@ def written(monkeypatch):
         for seed in experiment.seeds:
             if seed == 3:
                 raise RunsFailedError(Path(out), {"sp-seed3": "NaN"})
+            assert experiment.teacher.path.endswith("runs/tiny/teacher-seed0/student.keras"), "it is not trained again"
             folder = RunFolder(Path(out) / experiment.name, experiment.single("sp", seed))
             folder.check_owner()
             if not folder.finished:
@@ -133,14 +134,14 @@ def test_the_verdict(hypermodel, case):
     assert verdict(hypermodel.space, 0, trials, confirmed) == expected
 
 
-def tuned(hypermodel, tmp_path, monkeypatch, *trials):
+def tuned(hypermodel, tmp_path, monkeypatch, *trials, more=()):
     """The command, over seeds 0 and 3, after a search that came to these trials."""
     best = None if trials[0].error is None else tmp_path / "best.yaml"
     result = SearchResult(tmp_path / "runs" / "tiny-search", list(trials), best, None)
     result.folder.mkdir(parents=True)
     monkeypatch.setattr(Search, "run", lambda search, workers: result)
     options = ["--methods", "sp", "--set", GAMMA, "--seeds", "0,3", "--out", tmp_path / "runs"]
-    return call("tune", tmp_path / "tiny.yaml", "--trials", len(trials), *options), result.folder
+    return call("tune", tmp_path / "tiny.yaml", "--trials", len(trials), *options, *more), result.folder
 
 
 def test_the_trials_are_shown_whatever_becomes_of_the_confirmation(hypermodel, written, tmp_path, monkeypatch):
@@ -152,6 +153,13 @@ def test_the_trials_are_shown_whatever_becomes_of_the_confirmation(hypermodel, w
     answer = json.loads((folder / "trials.json").read_text())
     assert answer["confirmation"]["seeds"] == [0]
     assert (folder / "trials-parallel.png").exists()
+
+
+def test_a_confirmation_may_be_declined(hypermodel, written, tmp_path, monkeypatch):
+    done, folder = tuned(hypermodel, tmp_path, monkeypatch, trial(2, 7.0), trial(0, GIVEN), more=["--no-confirm"])
+    assert done.exit_code == 0, done.output
+    assert not written
+    assert json.loads((folder / "trials.json").read_text())["confirmation"] is None
 
 
 def test_a_given_point_that_cannot_be_trained_is_told(hypermodel, written, tmp_path, monkeypatch):

@@ -79,6 +79,29 @@ def test_a_damaged_record(tmp_path, monkeypatch, name, content, said):
     assert tiny_search(tmp_path, GAMMA, trials=1).run().trials[0].error == 0.25
 
 
+def test_what_a_trial_came_to_before_a_kill_stands(tmp_path, monkeypatch):
+    broken(monkeypatch, ValueError("It was trained before."))
+    search = tiny_search(tmp_path, GAMMA, trials=1)
+    (search.folder / "trials" / "trial_0").mkdir(parents=True)
+    write_json(search.folder / "trials" / "trial_0" / OUTCOME, DONE)
+    assert [(trial.status, trial.error) for trial in search.run().trials] == [("COMPLETED", 0.25)]
+
+
+def test_the_least_loss_is_the_best(tmp_path, monkeypatch):
+    def train(self, trial, name, run):
+        write_json(run.path / OUTCOME, DONE | {"val_loss": 1.0 - int(trial.trial_id) / 4})
+
+    monkeypatch.setattr(DistillationTuner, "_train", train)
+    found = tiny_search(tmp_path, GAMMA, trials=3, objective="val_loss").run().trials
+    assert [(trial.name, trial.score) for trial in found] == [("trial 2", 0.5), ("trial 1", 0.75), ("trial 0", 1.0)]
+
+
+def test_the_last_step_of_a_range_is_tried_and_not_its_end(tmp_path, monkeypatch):
+    broken(monkeypatch, ValueError("It need not train."))
+    search = tiny_search(tmp_path, "student.depth={int: [10, 21], step: 6}", trials=1)  # 10 and 16, 6n + 4
+    assert len(search.run().trials) == 1
+
+
 def test_another_teacher_is_refused(tmp_path, monkeypatch):
     """Its file may be replaced, which no experiment tells; neither the chief nor a worker mixes trials."""
     broken(monkeypatch, ValueError("It need not train."))

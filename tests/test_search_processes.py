@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -36,6 +37,7 @@ from spkd_keras.search.distributed import (
     wait_for_chief,
 )
 from spkd_keras.training.folder import write_json
+from spkd_keras.training.interruption import Interruption
 
 SLOW = pytest.mark.slow
 TRIALS = 5
@@ -255,3 +257,25 @@ def test_a_worker_that_dies_again_and_again_ends_the_search(tmp_path, monkeypatc
         leader = chief.Chief(search._tuner(), tmp_path, Listener(), search.interruption)
         with pytest.raises(SearchFailedError, match=r"worker0 died 2 times, .*no trial ended.*There is no life here"):
             leader.lead(1, dying)
+
+
+def test_deaths_are_counted_from_the_last_trial_that_ended(tmp_path, monkeypatch):
+    ended = iter([[], ["trial 0"], ["trial 0"], ["trial 0"]])
+    monkeypatch.setattr(chief, "finished", lambda oracle: next(ended))
+    monkeypatch.setattr(chief, "MOST_DEATHS", 3)
+    tuner = type("Tuner", (), {"oracle": _Oracle()})()
+    leader = chief.Chief(tuner, tmp_path, Listener(), Interruption())
+    dead = SimpleNamespace(name="worker0", end=lambda: (1, "so it is"))
+    monkeypatch.setattr(leader, "_start", lambda name, job: leader._workers.update({name: dead}))
+    leader._workers["worker0"] = dead
+    for _ in range(3):
+        leader._bury(dead, None)
+    with pytest.raises(SearchFailedError, match="worker0 died 3 times"):
+        leader._bury(dead, None)
+
+
+def test_a_chief_that_comes_back_knows_who_was_at_which_trial(tmp_path):
+    """One that starts its workers anew gives their trials to any of them."""
+    search = tiny_search(tmp_path, GAMMA, trials=1)
+    with variables("chief", "127.0.0.1", *free_ports(1)):
+        assert [search._tuner(workers).oracle.keeps_workers for workers in (0, 2)] == [True, False]

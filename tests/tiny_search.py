@@ -9,7 +9,6 @@ from spkd_keras.search import Search
 
 WEIGHT = "methods.sp.terms.0.weight"
 GAMMA = f"{WEIGHT}={{float: [1, 10000], log: true}}"
-LOSSES = ("val_accuracy", "val_loss", "val_student_loss")
 
 
 def tiny_space(folder, *overrides, methods=("sp",)):

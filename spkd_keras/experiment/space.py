@@ -91,8 +91,8 @@ class Dimension:
         return [low, math.sqrt(low * high) if self.log else (low + high) / 2, high]
 
     def ends(self) -> tuple[Any, ...]:
-        """Returns the values that tell whether all of them can be: those of a choice, or low and high."""
-        return self.values
+        """Returns the values that tell whether all of them can be: those of a choice, or the lowest and the highest."""
+        return self.values if self.kind == "choice" or self.step is None else (self.values[0], self.every()[-1])
 
 
 def label(value: Any) -> str:

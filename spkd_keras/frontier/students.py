@@ -87,8 +87,10 @@ def train_students(
     with interruption.listening(), locked(folder):
         splits = build.load_data(experiment.data)
         for student in students:
-            with build.telling(student.name):
+            try:
                 build.check(student.experiment, splits)
+            except ExperimentError as error:
+                raise ExperimentError(f"{student.name}: {error}") from error
         _plan(experiment, students, root, folder, observer)
         tf.config.experimental.enable_op_determinism()
         teacher = prepared_teacher(experiment, out, splits, observer, interruption)

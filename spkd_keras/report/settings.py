@@ -49,7 +49,14 @@ def _has_terms(run: Run) -> bool:
 def _data(run: Run, unit: str) -> str:
     spec = run.spec.data
     name = FOLD.sub(r"\g<stem>", spec.name) if unit == "folds" else spec.name
-    return name + _arguments(spec, batch_size=spec.batch_size)
+    return name + _arguments(spec, batch_size=spec.batch_size) + _tested_classes(run)
+
+
+def _tested_classes(run: Run) -> str:
+    """Says so where some classes have no test image, as in a part of a set."""
+    errors = (run.summary or {}).get("test_error_by_class", [])
+    tested = sum(error is not None for error in errors)
+    return "" if tested == len(errors) else f" with test images of {tested} of its {len(errors)} classes"
 
 
 def _network(spec: Any) -> str:
