@@ -8,7 +8,12 @@ from architectures import SMALL, each_family, pixels, randomize, taps
 from keras import layers
 from numpy.testing import assert_allclose, assert_array_equal
 
-from spkd_keras.models import mobilenet_v2, resnet, shufflenet_v2
+from spkd_keras.models import mobilenet, mobilenet_v2, resnet, shufflenet_v2
+
+
+def test_depthwise_kernels_begin_he_normal():
+    kernel = mobilenet(image_shape=(32, 32, 3)).get_layer("stage4_block0_depthwise").kernel
+    assert_allclose(np.std(kernel), (2 / 9) ** 0.5, rtol=0.05)  # nine outputs for each input
 
 
 @each_family

@@ -167,6 +167,13 @@ def test_probabilities_are_refused_where_logits_are_compared(images, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_cache_knows_that_its_teacher_gives_probabilities(images, tmp_path):
+    teacher = keras.Sequential([small_network(8, name="inner"), layers.Softmax()], name="teacher")
+    cache = compute(tmp_path / "cache", teacher, [], images)
+    with pytest.raises(ValueError, match=r"compares logits\. Received: a teacher 'teacher'"):
+        Distiller(cache.stand_in, small_network(), [Term(KD())])
+
+
 def test_a_layer_of_the_teacher_may_be_called_output(images, tmp_path):
     """It is another place than the network's own output, which has no layer's name."""
     teacher = ending_in(name="output")

@@ -58,6 +58,9 @@ def test_a_cache_of_something_else_is_refused_in_one_line(teacher, tmp_path):
         other = cached(tmp_path, teacher, override)
         with pytest.raises(ExperimentError, match=f"^teacher.cache: [^\n]*something else \\([^\n]*{difference}[^\n]*$"):
             cached_teacher.opened(other, other.teacher_cache, root, build.load_data(other.data), fingerprint)
+    plain = cached(tmp_path, teacher, "data.augmentation=none", "teacher.cache.views=1")
+    with pytest.raises(ExperimentError, match=r"augmentation: .*cifar.* -> .*none"):
+        cached_teacher.opened(plain, plain.teacher_cache, root, splits, fingerprint)
     with pytest.raises(ExperimentError, match="teacher_fingerprint: "):
         cached_teacher.opened(experiment, experiment.teacher_cache, root, splits, "0" * 32)
 

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from spkd_keras import cli, data, models
 from spkd_keras.experiment import ExperimentError
-from spkd_keras.training import build, check_experiment, findings, run_experiment
+from spkd_keras.training import Check, build, check_experiment, cost, findings, run_experiment
 from spkd_keras.training.check_methods import check_method
 from spkd_keras.training.check_teacher import check_teacher
+from spkd_keras.training.cost import RunCost
 
 CLASSES = [str(digit) for digit in range(10)]
 
@@ -234,6 +235,23 @@ def test_a_teacher_that_is_not_trained_yet(tmp_path):
     ]
 
 
+def test_what_all_runs_take_adds_up():
+    costs = {"sp": RunCost(0.1, 10.0, 100, 7, 50), "teacher": RunCost(0.1, 3.0, 40, 9, 30)}
+    check = Check(costs=costs, runs={"sp": 3, "teacher": 1}, cache=1000, jobs=2)
+    assert check.seconds == 3 * 10 + 3
+    assert check.peak_memory == 2 * 50
+    assert check.disk == 3 * 100 + 40 + 1000 + 2 * 9
+
+
+def test_the_time_of_a_run(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "_fastest", lambda do: 1.0)
+    experiment = tiny(tmp_path, "schedule.epochs=4")  # 808 images: 26 steps; 90 held out, evaluated in one batch
+    distiller = build.build_distiller(None, build.build_student(experiment, digits.train), experiment, "student")
+    batches = data.training_batches(digits.train, 32, 0, data.EpochClock())
+    found = cost.measure(distiller, batches, digits, experiment).seconds
+    assert found == pytest.approx(4 * (26 + 1) + (90 + 2 * 899) / 90)
+
+
 def test_the_worst_comes_first():
     found = [findings.Finding(kind, kind, "") for kind in ("note", "warning", "stop", "warning")]
     assert [finding.severity for finding in findings.worst_first(found)] == ["stop", "warning", "warning", "note"]
@@ -252,6 +270,14 @@ def test_a_run_refuses_what_cannot_work_unless_forced(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_run_is_tried_before_its_teacher_is_trained(tmp_path):
+    experiment, listener = tiny(tmp_path, "methods.sp.terms.0.weight=1.0e+35").select(["sp"]), Listener()
+    with pytest.raises(ExperimentError, match="not finite on the first batches: similarity_preserving"):
+        run_experiment(experiment, tmp_path / "runs", listener, check=True)
+    assert listener.of("started") == []
+
+
 def test_a_check_changes_no_result(experiment, tmp_path):
     short = experiment.model_copy(update={"seeds": [3]})
     roots = [run_experiment(short.select(["sp"]), tmp_path / str(check), check=check) for check in (False, True)]

@@ -309,3 +309,15 @@ def test_runs_that_fail_are_told_behind_the_report(experiment_file, runs, monkey
     assert result.exit_code == 1
     assert f"Written: {runs}/report/RESULTS.md" in result.stdout
     assert result.stderr.splitlines()[-1] == "spkd: sp-seed0 failed: it broke"
+
+
+def test_the_devices_that_are_asked_for(experiment_file, runs, monkeypatch):
+    from spkd_keras import training
+
+    asked = []
+    monkeypatch.setattr(training, "devices_for", lambda *given: asked.append(given) or training.Devices())
+    monkeypatch.setattr(training, "run_experiment", lambda *_, **__: runs)
+    assert call("run", experiment_file, "--strategy", "mirrored", "--devices", "4").exit_code == 0
+    assert asked == [("mirrored", 4)]
+    refused = call("run", experiment_file, "--devices", "2")
+    assert (refused.exit_code, refused.stderr[:29]) == (2, "spkd: --devices needs --strat")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import keras
 import numpy as np
@@ -186,6 +187,41 @@ def test_a_card_never_tells_of_another_file(run, card, tmp_path, monkeypatch):
     assert "student.onnx" in [export["file"] for export in left["exports"]]
     assert "student.tflite" not in [export["file"] for export in left["exports"]]
     assert "student.tflite" not in (folder / "model_card.md").read_text(encoding="utf-8")
+
+
+def test_a_card_of_another_student_begins_anew(run, card, tmp_path):
+    other = tmp_path / "tiny" / run.name
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("export"))
+    digit_network(seed=1).save(other / "student.keras")
+    shutil.copytree(run / "export", tmp_path / "out")
+    options = ["--out", tmp_path / "out", "--format", "litert", "--check", "20", "--json"]
+    answer = json.loads(call("export", other, *options).stdout)
+    assert ([export["file"] for export in answer["exports"]], answer["licence"]) == (["student.tflite"], "unspecified")
+
+
+def test_points_of_accuracy_are_hundredths(run, tmp_path, monkeypatch):
+    allowed = []
+    monkeypatch.setattr(student, "judge", lambda found, quantize, largest_drop, what: allowed.append(largest_drop))
+    for more in ([], ["--max-drop", "0.5"]):
+        options = ["--format", "litert", "--quantize", "float16", "--check", "20", "--out", tmp_path, *more]
+        assert call("export", run, *options).exit_code == 0
+    assert allowed == [0.02, 0.005]
+
+
+def test_a_batch_is_timed_in_milliseconds_and_as_large_as_it_is_called(monkeypatch):
+    now = [0.0]
+
+    class Slow:
+        """A millisecond an image."""
+
+        threads, checked = 1, staticmethod(lambda batch: batch)
+
+        def run(self, batch):
+            now[0] += 0.001 * len(batch)
+
+    monkeypatch.setattr(latency, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    found = latency.measure(Slow(), np.zeros((3, 8, 8, 1), "uint8"))["batches"]
+    assert [found[size]["median_ms"] for size in ("1", "32")] == [1.0, 32.0]
 
 
 def test_a_student_without_teacher_has_a_card_too(run, tmp_path):

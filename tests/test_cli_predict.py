@@ -13,6 +13,7 @@ from pictures import digit_pictures, encoded, gradient, photo_folder
 from test_cli import call, words
 
 from spkd_keras import data
+from spkd_keras.cli import predictions
 from spkd_keras.export import FORMATS, evaluation, export_student
 
 FILES = {"saved_model": "saved_model", "litert": "student.tflite", "onnx": "student.onnx"}
@@ -57,6 +58,21 @@ def test_the_top_classes_of_a_folder(places, digits, probabilities, kind):
         best = np.argsort(expected)[::-1][:2]
         assert [found["class"] for found in row["top"]] == [str(index) for index in best]
         np.testing.assert_allclose([found["probability"] for found in row["top"]], expected[best], atol=1e-5)
+
+
+def test_a_network_that_ends_in_a_softmax(digits, probabilities, tmp_path):
+    network = digit_network()
+    keras.Model(network.input, keras.layers.Softmax()(network.output)).save(tmp_path / "soft.keras")
+    rows = json.loads(call("predict", tmp_path / "soft.keras", digits, "--json").stdout)["predictions"]
+    found = [row["top"][0]["probability"] for row in rows]
+    np.testing.assert_allclose(found, probabilities[:6].max(axis=1), atol=1e-5)
+
+
+def test_no_picture_of_many_is_lost(places, digits, monkeypatch):
+    monkeypatch.setattr(predictions, "AT_A_TIME", 4)
+    (digits / "0.png").rename(digits / "0.PNG")
+    rows = json.loads(call("predict", places["litert"], digits, "--json").stdout)["predictions"]
+    assert [Path(row["file"]).name.lower() for row in rows] == [f"{index}.png" for index in range(6)]
 
 
 def test_a_table_of_files_and_patterns(places, digits, probabilities):
@@ -240,6 +256,12 @@ def test_a_student_against_its_teacher_on_the_data_of_its_run(places, tmp_path, 
     said = words(call(*arguments, "--out", tmp_path).stdout)
     assert f"Student and teacher agree on {np.mean(teacher == student):.2%}." in said
     assert "expected calibration error" in said
+    both = answer["against_teacher"]
+    alone = f"only the teacher {both['only_teacher_right']}, only the student {both['only_student_right']}, neither"
+    assert alone in said
+    assert both["only_teacher_right"] != both["only_student_right"]
+    row = next(row for row in answer["model"]["per_class"] if row["precision"] not in (None, row["recall"]))
+    assert f"{row['class']} {row['images']} {100 * row['recall']:.2f} {100 * row['precision']:.2f}" in said
     assert "model model teacher teacher class images recall, % precision, % recall, % precision, %" in said
 
 

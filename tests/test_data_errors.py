@@ -5,11 +5,11 @@ import pytest
 import tensorflow_datasets as tfds
 from pictures import CINIC10_ARCHIVE, DTD_ARCHIVE, archive, cinic10, dtd_members, numbered, photo_folder
 
-from spkd_keras.data import DATASETS, Images, load
+from spkd_keras.data import DATASETS, Augmentation, Images, load
 from spkd_keras.data.builders import Cinic10
 from spkd_keras.data.prepare import prepare
 from spkd_keras.experiment import Data, ExperimentError, validated
-from spkd_keras.training.build import load_data
+from spkd_keras.training.build import augmentation, load_data
 
 
 def loaded(**fields):
@@ -185,3 +185,9 @@ def test_a_prepared_set_that_is_damaged_says_so(textures, tmp_path, monkeypatch,
     damage(file)
     said = refusal(name=name, image_size=32)
     assert str(file.parent) in said, "which set to prepare anew"
+
+
+def test_each_augmentation_is_the_one_that_is_asked_for():
+    spec = Data(name="digits", augmentation="cifar", mixup=0.1, randaugment=0.3)
+    assert augmentation(spec) == Augmentation("cifar", mixup=0.1, randaugment=0.3)
+    assert augmentation(Data(name="digits", cutmix=0.2)) == Augmentation(cutmix=0.2)

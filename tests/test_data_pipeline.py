@@ -260,3 +260,9 @@ def test_a_folder_of_photos_from_end_to_end(tmp_path, name):
     pixels, labels = joined(batches_of(held.train, Augmentation("imagenet"), batch_size=3))
     assert dict(zip(blue_of(pixels), labels, strict=True)).items() <= blues["train"].items()
     assert len(set(blue_of(pixels))) == 8
+
+
+def test_the_validation_split_may_be_what_is_reported(tmp_path):
+    photo_folder(tmp_path, {"train": 10, "validation": 2, "test": 3})
+    parts = load("image_folder", path=str(tmp_path), image_size=16, test="validation")
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (18, 2, 4)

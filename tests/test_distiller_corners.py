@@ -278,3 +278,18 @@ def test_a_term_may_not_have_the_name_of_a_validation_metric() -> None:
         with pytest.raises(ValueError, match=rf"must not begin with val_, .* Received: name='{name}'\. Give the term"):
             distiller(small_network(8), small_network(), [term])
     distiller(small_network(8), small_network(), [Term(SP(), name="valid")])
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [lambda: layers.Normalization(mean=0.0, variance=1.0), lambda: layers.Normalization(mean=9.0, variance=1.0)],
+        [lambda: layers.Normalization(mean=0.0, variance=1.0), lambda: layers.Normalization(mean=0.0, variance=4.0)],
+        [lambda: layers.ReLU(), lambda: layers.ReLU(6.0)],
+        [lambda: layers.BatchNormalization(epsilon=1e-3), lambda: layers.BatchNormalization(epsilon=1e-5)],
+        [lambda: layers.AveragePooling2D(2, 1, "same"), lambda: layers.AveragePooling2D(3, 1, "same")],
+    ],
+)
+def test_layers_of_one_kind_and_other_settings_are_other_networks(kinds: Any) -> None:
+    one, other = (keras.Sequential([keras.Input(IMAGE_SHAPE), kind(), layers.Flatten()]) for kind in kinds)
+    assert models.fingerprint(one) != models.fingerprint(other)

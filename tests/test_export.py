@@ -161,3 +161,19 @@ def test_integer_kernels_do_not_overflow(network, tmp_path):
     plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # float32 kernels
     in_float32 = onnxruntime.InferenceSession(path, plain).run(["logits"], {"image": given})[0]
     np.testing.assert_allclose(load_runner(path).predict(given)["logits"], in_float32, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["litert", "onnx"])
+def test_int8_takes_float32_pixels(network, tmp_path, kind):
+    given, _ = images(40)
+    options = {"quantize": "int8", "calibration": given, "input_dtype": "float32", "largest_drop": 0.1}
+    path = export_student(network, tmp_path / FILES[kind], kind, images=given, **options).path
+    halves = given / np.float32(2)
+    np.testing.assert_allclose(load_runner(path).predict(halves)["logits"], logits_of(network, halves), atol=0.5)
+
+
+def test_whole_numbers_that_are_no_bytes_are_refused(exports):
+    runner, pixels = load_runner(exports["onnx"].path), np.zeros((1, *images(1)[0].shape[1:]), "float32")
+    pixels[0, 0, 0], pixels[0, 0, 1] = -1, 300
+    with pytest.raises(ValueError, match="from -1 to 300"):
+        runner.predict(pixels)

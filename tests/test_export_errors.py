@@ -64,6 +64,32 @@ def compared(**changed):
     return check.Check(3, "noise", **{**same, **rest, **changed})
 
 
+def test_without_labels_agreement_counts_and_float32_has_an_accuracy_too():
+    unlabelled = {"student_accuracy": None, "export_accuracy": None}
+    check.judge(compared(agreement=0.99, **unlabelled), "int8", 0.02, "x.onnx")
+    with pytest.raises(ExportMismatch, match=r"loses 3\.00 points of agreement on 3 images"):
+        check.judge(compared(agreement=0.97, **unlabelled), "int8", 0.02, "x.onnx")
+    with pytest.raises(ExportMismatch, match=r"the student in float32 is not the student"):
+        check.judge(compared(export_accuracy=0.9), None, 0.02, "x.onnx")
+
+
+def test_the_first_image_is_compared_alone_too(network):
+    given, _ = images(4)
+    reference = check.Reference(network, given, None, "noise")
+
+    class WrongAlone:
+        """An export that is another one where its batch is one image."""
+
+        def predict(self, pixels, batch=None):
+            logits = logits_of(network, pixels) + (len(pixels) == 1)
+            return {"logits": logits, "probabilities": keras.ops.softmax(logits).numpy()}
+
+        def other_ways(self, pixels):
+            return []
+
+    assert reference.compare(WrongAlone()).largest_difference == pytest.approx(1.0, rel=1e-4)
+
+
 @pytest.mark.parametrize("figure", ["largest_difference", "probability_difference", "softmax_error"])
 def test_not_a_number_is_a_mismatch(figure):
     for quantize in (None, "int8") if figure == "largest_difference" else (None,) if "prob" in figure else ("int8",):

@@ -91,3 +91,12 @@ def test_a_student_against_its_teacher():
         "agreement": 3 / 6,
         **{"both_right": 3, "only_teacher_right": 1, "only_student_right": 0, "both_wrong": 2},
     }
+    assert evaluation.BINS == 15  # Guo et al., 2017
+
+
+def test_what_each_of_two_is_right_on_alone():
+    labels, teacher, student = np.array([[0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 2, 1], [0, 1, 1, 0, 0, 0]])
+    assert evaluation.against(teacher, student, labels) == {
+        "agreement": 1 / 6,
+        **{"both_right": 1, "only_teacher_right": 2, "only_student_right": 3, "both_wrong": 0},
+    }

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import yaml
 from fake_runs import change, digit_network, single, write_files, write_network_runs
 
 from spkd_keras.experiment import ExperimentError
+from spkd_keras.export import card
 from spkd_keras.export.run import FinishedRun
 
 
@@ -83,3 +85,14 @@ def test_the_teacher_is_found_from_within_the_folder_and_missed_aloud(run, monke
     assert term["teacher"] == "last_stage (default)"
     assert "cannot name the teacher's layers where they are the default" in told[0]
     assert "does not exist" in told[0]
+
+
+def test_layers_that_a_term_names(run):
+    file = run / "experiment.yaml"
+    plain = yaml.safe_load(file.read_text(encoding="utf-8"))
+    plain["methods"]["sp"]["terms"][0] |= {"teacher": "stage2", "student": ["stage1"]}
+    file.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    story = FinishedRun(run).story(digit_network())
+    assert (story["terms"][0]["teacher"], story["terms"][0]["student"]) == (["stage2"], ["stage1"])
+    said = card._training(story)
+    assert any("between `stage2` of the teacher and `stage1` of the student" in line for line in said)

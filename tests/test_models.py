@@ -56,6 +56,15 @@ def test_published_counts(depth, width, trainable, parameters, cost):
     assert multiply_adds(model) == cost
 
 
+def test_dropout_is_between_the_convolutions_of_every_block():
+    model = wide_resnet(10, 0.25, dropout=0.3)
+    found = [layer for layer in model.layers if isinstance(layer, layers.Dropout)]
+    assert [layer.name for layer in found] == [f"stage{stage}_block0_dropout" for stage in (1, 2, 3)]
+    assert {layer.rate for layer in found} == {0.3}
+    assert found[0].input is model.get_layer("stage1_block0_relu2").output
+    assert model.get_layer("stage1_block0_conv2").input is found[0].output
+
+
 def test_counts_of_a_small_network_by_hand():
     # 10-1 on 4x4x3, 2 classes: stem 3*3*3*16 = 432 over 4x4; block 1 2 * 9*16*16 = 4608 over 4x4; block 2
     # 16*32 + 9*16*32 + 9*32*32 = 14336 over 2x2; block 3 32*64 + 9*32*64 + 9*64*64 = 57344 once; logits 64*2.
@@ -281,6 +290,7 @@ def test_multiply_adds_need_a_fixed_size():
             r"`mean` must be one number or one for each of the 3 channels. .*mean=\(1, 2\)",
         ),
         ({"mean": 1, "std": (1, 2, 3, 4)}, r"`std` must be one number or one for each of the 3 channels."),
+        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
         ({"mean": 120, "std": 0}, r"`std` must be above 0, in 0..255 units. Received: std=0."),
         ({"mean": 120, "std": (60, -1, 60)}, r"`std` must be above 0.*Received: std=\(60, -1, 60\)."),
     ],

@@ -94,3 +94,15 @@ def test_similarities_of_a_bfloat16_teacher_are_within_a_hundredth():
     assert rounded == pytest.approx(exact, rel=0.01)
     assert 0 < between < 0.01 * exact
     assert similarity_matrix(stage(half)).dtype == "float32"
+
+
+def test_the_optimizer_is_that_of_the_schedule(tmp_path):
+    def optimizer(*overrides):
+        experiment = tiny(tmp_path, *overrides)
+        student = build.build_student(experiment, build.load_data(experiment.data).train)
+        return build.build_distiller(None, student, experiment, "student").optimizer
+
+    found = optimizer("schedule={momentum: 0.5, weight_decay: 0.01, ema: 0.8}")
+    assert (found.momentum, found.nesterov, found.weight_decay) == (0.5, True, 0.01)
+    assert (found.use_ema, found.ema_momentum) == (True, 0.8)
+    assert (optimizer("schedule.momentum=0.0").nesterov, optimizer().use_ema) == (False, False)

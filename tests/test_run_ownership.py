@@ -185,6 +185,18 @@ def test_the_baseline_of_before_another_teacher_is_kept(tmp_path):
         teacher_run.check_fingerprint("another", runs)
 
 
+def test_runs_are_not_mixed_with_those_of_a_replaced_teacher(tmp_path):
+    path = tmp_path / "teacher.keras"
+    digit_network(0.5).save(path)
+    experiment = tiny(tmp_path, f"teacher={{path: '{path}'}}", "seeds=[0, 1]").select(["sp"])
+    finished = write_files(tmp_path / "runs" / "tiny", experiment.single("sp", 0), {})
+    record(finished, teacher_fingerprint="one")
+    listener = Listener()
+    with pytest.raises(ExperimentError, match=r"sp-seed0 was distilled from another teacher, fingerprint one\."):
+        run_experiment(experiment, tmp_path / "runs", listener)
+    assert untrained(listener.told)
+
+
 def test_a_teacher_may_be_moved_and_not_replaced(tmp_path):
     network = digit_network(0.5)
     here, there = tmp_path / "here.keras", tmp_path / "there.keras"

@@ -28,6 +28,8 @@ from spkd_keras.distiller import Distiller
 from spkd_keras.experiment import load_experiment
 from spkd_keras.models.normalization import BatchNormalization
 from spkd_keras.training import results, run_experiment
+from spkd_keras.training.callbacks import Recorder
+from spkd_keras.training.folder import RunFolder
 
 pytestmark = pytest.mark.slow  # all stand on one whole experiment
 
@@ -161,7 +163,7 @@ def test_history(finished, parts):
     assert sp["loss"] == pytest.approx(sp["student_loss"] + 100 * sp["similarity_preserving"], rel=1e-4)
 
 
-def test_experiment_and_environment(finished):
+def test_experiment_and_environment(finished, parts):
     for method in METHODS:
         folder = finished.root / f"{method}-seed0"
         assert load_experiment(folder / "experiment.yaml") == finished.experiment.single(method, 0)
@@ -173,6 +175,7 @@ def test_experiment_and_environment(finished):
         assert environment["class_names"] == summary_of(folder)["class_names"] == list("0123456789")
         assert environment["data"]["validation"] == "0.1 of train, stratified, seed 0"
         assert environment["commit"] is None or len(environment["commit"]) == 40
+        assert environment["data_digest"] == parts.digest()
     assert (
         load_experiment(finished.root / "teacher-seed0" / "experiment.yaml") == finished.experiment.teacher_training()
     )
@@ -307,8 +310,14 @@ def test_what_is_done_again_is_the_same(finished, redone, method):
     assert {path.name for path in (redone.root / f"{method}-seed0").iterdir()} == FILES
 
 
-def test_a_training_from_the_start_counts_its_own_seconds(redone):
-    assert summary_of(redone.root / "sp-seed0")["wall_seconds"] < 1e6
+def test_a_training_that_goes_on_counts_its_earlier_seconds(tmp_path):
+    recorder = Recorder(RunFolder(tmp_path, tiny(tmp_path).single("sp", 0)))
+    recorder.resume({"training_seconds": 1e6, "rows": [], "peak_memory_bytes": 1 << 50})
+    progress = recorder.progress()
+    assert 1e6 < progress["training_seconds"] < 1e6 + 60
+    assert progress["peak_memory_bytes"] == 1 << 50
+    recorder.resume({})  # anew
+    assert recorder.progress()["training_seconds"] < 60
 
 
 def test_nothing_to_do(finished):

@@ -1,6 +1,7 @@
 """What a run refuses, before any training, and what a failing one leaves alone."""
 
 import json
+import os
 
 import keras
 import pytest
@@ -9,8 +10,8 @@ from tiny_experiment import Listener, content, tiny
 
 from spkd_keras import data, models
 from spkd_keras.experiment import ExperimentError, Network, load_experiment
-from spkd_keras.training import RunsFailedError, build, run_experiment
-from spkd_keras.training.folder import RunFolder
+from spkd_keras.training import RunsFailedError, build, folder, run_experiment
+from spkd_keras.training.folder import RunFolder, StorageError
 
 ONLY_STUDENT = ("teacher=", "methods={student: []}", "data.validation=0", "schedule.epochs=1")
 
@@ -98,7 +99,7 @@ def test_a_file_where_a_run_goes(tmp_path):
     assert "is not a run's folder" in refusal(tiny(tmp_path, *ONLY_STUDENT), tmp_path / "runs")
 
 
-@pytest.mark.parametrize("left", [[], [".partial-experiment.yaml"]])
+@pytest.mark.parametrize("left", [[], [".partial-experiment.yaml"], [".lock"]])
 def test_what_a_kill_at_the_very_start_leaves_is_no_obstacle(tmp_path, left):
     experiment = tiny(tmp_path, *ONLY_STUDENT)
     folder = RunFolder(tmp_path, experiment)
@@ -107,7 +108,7 @@ def test_what_a_kill_at_the_very_start_leaves_is_no_obstacle(tmp_path, left):
         (folder.path / name).write_text("name: ti")
     folder.check_owner()
     folder.create()
-    assert {file.name for file in folder.path.iterdir()} == {"backup", "experiment.yaml"}
+    assert {file.name for file in folder.path.iterdir()} - {".lock"} == {"backup", "experiment.yaml"}
     assert load_experiment(folder.path / "experiment.yaml") == experiment
 
 
@@ -127,6 +128,30 @@ def test_a_file_where_the_output_goes(tmp_path, place):
     assert said.startswith(f"The output folder cannot be written to: {tmp_path / 'runs' / 'tiny'} (")
     assert said.endswith("Choose another with --out.")
     assert file.read_text() == "in the way"
+
+
+def test_a_disk_that_is_full_at_the_very_start_is_no_obstacle(tmp_path, monkeypatch):
+    experiment = tiny(tmp_path, *ONLY_STUDENT)
+    run = RunFolder(tmp_path, experiment)
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    with run.locked(), monkeypatch.context() as patch:
+        patch.setattr(folder, "bring_to_disk", full)
+        with pytest.raises(StorageError, match="then give the same command again"):
+            run.create()
+    run.check_owner()
+    run.create()
+    assert {file.name for file in run.path.iterdir()} == {"backup", "experiment.yaml"}
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done, fsync, rename = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda one, other: done.append("renamed") or rename(one, other))
+    folder.write_text(tmp_path / "a.json", "{}")
+    assert done == [str(tmp_path / ".partial-a.json"), "renamed", str(tmp_path)]
 
 
 # --- what cannot be built --------------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Networks of Keras, of a user's file and with weights from a file, in whole experiments."""
 
+import hashlib
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -76,6 +79,8 @@ def test_a_student_starts_from_the_weights_of_a_file(load, tmp_path):
     np.testing.assert_array_equal(
         trained.get_layer("stage5_block1_conv").kernel, start.get_layer("stage5_block1_conv").kernel
     )
+    recorded = json.loads((root / "sp-seed0" / "environment.json").read_text())["start_digest"]
+    assert hashlib.sha256((tmp_path / "start.weights.h5").read_bytes()).hexdigest().startswith(recorded)
     refused = load(PHOTOS, student.replace(", skip_head: true", ""), "name=other")
     with pytest.raises(ExperimentError, match=r"student: `weights`: .* is for 5 classes\..*skip_head=True"):
         run_experiment(refused, tmp_path / "runs")

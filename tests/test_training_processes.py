@@ -14,6 +14,10 @@ from tiny_experiment import Listener, assert_same_run, content, tiny
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.training import RunsFailedError, StorageError, checkpoints, run_experiment
+from spkd_keras.training.folder import RunFolder
+from spkd_keras.training.interruption import Interruption
+from spkd_keras.training.parallel import run_in_processes
+from spkd_keras.training.processes import Worker
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +84,8 @@ def test_a_process_that_is_killed_does_not_stop_the_others(tmp_path):
     with pytest.raises(RunsFailedError) as caught:
         run_experiment(experiment, tmp_path / "runs", listener, jobs=2)
     ((name, reason),) = caught.value.reasons.items()
-    assert "ended by SIGKILL" in reason
+    said = "its process was ended by SIGKILL, perhaps for want of memory. The same command continues."
+    assert reason.startswith(said)
     assert {*listener.of("completed"), name} == {"student-seed0", "student-seed1", "student-seed2"}
     run_experiment(experiment, tmp_path / "runs")
 
@@ -116,6 +121,7 @@ def test_sigterm_checkpoints_and_the_same_command_goes_on(one_by_one, tmp_path, 
     assert (process.returncode, out) == (143, "")
     assert errors.splitlines()[-1] == "spkd: Interrupted by SIGTERM. The same command continues where it stopped."
     assert "Traceback" not in errors
+    assert "failed" not in errors
     left = {file.parent.parent.name for file in tmp_path.glob("runs/tiny/*/backup/epoch-*")}
     assert left == ({"student-seed0"} if jobs == "1" else {"student-seed0", "sp-seed0"})
     assert all(is_free(tmp_path, run) for run in left)
@@ -146,6 +152,52 @@ def test_runs_end_with_their_parent(tmp_path):
     process.communicate()
     assert is_free(tmp_path, "student-seed0")
     assert is_free(tmp_path, "student-seed1")
+
+
+def keeps_its_state(folder, observer, interruption):
+    """The job of a process that takes a while to write its state."""
+    with interruption.deferred():
+        observer.noticed("begun")
+        while interruption.received is None:
+            time.sleep(0.02)
+        time.sleep(0.6)
+        (folder / "state").touch()
+
+
+def test_a_second_signal_waits_for_the_state(tmp_path):
+    worker = Worker("one", keeps_its_state, tmp_path)
+    assert worker.receive() == ("noticed", ("begun",))
+    worker.terminate()
+    time.sleep(0.2)
+    worker.terminate()
+    assert worker.receive() is None
+    assert worker.end()[0] == 143
+    assert (tmp_path / "state").exists()
+
+
+PARENT = """
+import pathlib, sys, time
+from test_training_processes import Worker, keeps_its_state
+
+if __name__ == "__main__":
+    worker = Worker("one", keeps_its_state, pathlib.Path(sys.argv[1]))
+    print(worker.receive()[0], flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_process_writes_its_state_when_its_parent_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)]
+    parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "noticed\n"
+    parent.kill()
+    parent.communicate()
+    end = time.monotonic() + 60
+    while not (tmp_path / "state").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------
@@ -201,6 +253,38 @@ def test_a_disk_that_is_really_full(small_disk, tmp_path):
     subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
     root = run_experiment(experiment, small_disk)
     assert_same_run(root / "student-seed0", run_experiment(experiment, tmp_path / "whole") / "student-seed0")
+
+
+def fills_the_disk(folder, observer, interruption):
+    """The job of a run that meets what the next one would meet too."""
+    observer.started(folder.path.name, 1)
+    if folder.seed:
+        (folder.path.parent / "second").touch()
+        with interruption.deferred():
+            while interruption.received is None:
+                time.sleep(0.02)
+            (folder.path.parent / "state").touch()
+    while not (folder.path.parent / "second").exists():
+        time.sleep(0.02)
+    raise StorageError("The disk is full.")
+
+
+def test_what_all_runs_would_meet_ends_them_and_each_writes_its_state(tmp_path):
+    runs = [RunFolder(tmp_path, two_seeds(tmp_path).single("student", seed)) for seed in (0, 1, 2)]
+    listener, interruption = Listener(), Interruption()
+    with pytest.raises(StorageError, match=r"^The disk is full\.$"):
+        run_in_processes(runs, fills_the_disk, 2, listener, interruption)
+    assert listener.of("failed") == []
+    assert sorted(listener.of("started")) == ["student-seed0", "student-seed1"]
+    assert (tmp_path / "state").exists()
+
+
+def test_a_locked_folder_is_refused_before_a_teacher_is_trained(tmp_path):
+    experiment, listener = tiny(tmp_path).select(["sp"]), Listener()
+    refused = pytest.raises(ExperimentError, match="is being run by another process")
+    with RunFolder(tmp_path / "runs" / "tiny", experiment).locked(), refused:
+        run_experiment(experiment, tmp_path / "runs", listener)
+    assert listener.of("started") == []
 
 
 def test_a_locked_folder_is_refused_and_not_touched(tmp_path):

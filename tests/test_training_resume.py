@@ -3,12 +3,23 @@
 import json
 import os
 import signal
+import types
 
 import keras
 import numpy as np
 import pytest
-from tiny_experiment import Listener, assert_same_run, history_of, tiny, untrained_teacher, weights_of
+from tiny_experiment import (
+    TRAIN_IMAGES,
+    Listener,
+    assert_same_run,
+    history_of,
+    tiny,
+    untrained_teacher,
+    weights_of,
+)
 
+from spkd_keras import data
+from spkd_keras.distiller import NotFiniteError
 from spkd_keras.training import Interrupted, RunsFailedError, checkpoints, run_experiment, train
 from spkd_keras.training.callbacks import Recorder, Reporter
 
@@ -101,6 +112,53 @@ def test_killed_and_started_again(uninterrupted, teacher, tmp_path, moment):
     run_experiment(experiment, tmp_path / "runs")
     assert_same_run(uninterrupted, folder)
     assert {file.name for file in folder.iterdir()} == {file.name for file in uninterrupted.iterdir()}
+
+
+def test_killed_and_started_again_with_labels_that_are_mixed(tmp_path):
+    """Its labels are shares of classes, which the metrics must know before their sums are put back."""
+    changes = ["teacher=", "methods={student: []}", "data.batch_size=16", "data.mixup=0.4", "checkpoints.steps=2"]
+    experiment = tiny(tmp_path, *changes)
+    whole = run_experiment(experiment, tmp_path / "whole") / "student-seed0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reporter, "on_train_batch_begin", at_call(10, die, Reporter.on_train_batch_begin))
+        with pytest.raises(Death):
+            run_experiment(experiment, tmp_path / "runs")
+    run_experiment(experiment, tmp_path / "runs")
+    assert_same_run(whole, tmp_path / "runs" / "tiny" / "student-seed0")
+
+
+def test_the_state_is_written_every_ten_minutes(tmp_path):
+    experiment = tiny(tmp_path, "teacher=", "methods={student: []}", "data.batch_size=16", "schedule.epochs=1")
+    now, written, replace = [0.0], [], checkpoints.replace
+
+    def passes(*_, **__):
+        now[0] += 250  # seconds, before each of the six batches
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+        patch.setattr(checkpoints, "replace", lambda file, write: written.append(file.stem) or replace(file, write))
+        patch.setattr(Reporter, "on_train_batch_begin", passes)
+        run_experiment(experiment, tmp_path / "runs")
+    assert written == ["epoch-0-batch-3", "epoch-1-batch-0"]
+
+
+def test_a_failure_after_going_on_names_its_batch_of_the_whole_epoch(teacher, tmp_path):
+    experiment, folder = three_epochs(tmp_path, teacher), tmp_path / "runs" / "tiny" / "sp-seed1"
+
+    def fails(*_, **__):
+        raise NotFiniteError(1, 0, ("gradient",))
+
+    for place, name, then, error in (
+        (Reporter, "on_train_batch_begin", at_call(12, die, Reporter.on_train_batch_begin), Death),
+        (train.Distiller, "fit", fails, RunsFailedError),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(place, name, then)
+            with pytest.raises(error):
+                run_experiment(experiment, tmp_path / "runs")
+    found = json.loads((folder / "failure.json").read_text())
+    assert (found["epoch"], found["batch"]) == (2, 5)  # it went on from the fifth
+    assert found["images"] == data.batch_places(TRAIN_IMAGES, 16, 1, 1, 4).tolist()
 
 
 @pytest.mark.parametrize("damage", ["one bit", "both"])

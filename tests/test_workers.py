@@ -160,6 +160,33 @@ def test_ray_train_is_not_started_for_a_file_that_cannot_run(in_ray, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_what_workers_are_started_with(no_cluster):
+    started = []
+    no_cluster.setattr(launcher, "launch", lambda *given: started.append(given) or 3)
+    no_cluster.setattr(sys, "argv", ["spkd", "run", "a.yaml", "--workers", "2"])
+    assert launcher.start_workers(2, None) == 3
+    no_cluster.setattr(sys, "argv", ["spkd", "run", "--workers=2", "a.yaml", "--strategy", "multiworker"])
+    assert launcher.start_workers(2, "multiworker") == 3
+    command = [sys.executable, "-m", "spkd_keras", "run", "a.yaml", "--strategy", "multiworker"]
+    assert started == [(command, 2)] * 2
+    with pytest.raises(ExperimentError, match="Received: --strategy mirrored"):
+        launcher.start_workers(2, "mirrored")
+    no_cluster.setenv("TF_CONFIG", "{}")
+    with pytest.raises(ExperimentError, match="Unset TF_CONFIG"):
+        launcher.start_workers(2, None)
+
+
+LAST = "import json, os, sys, time; index = json.loads(os.environ['TF_CONFIG'])['task']['index']; "
+
+
+def test_one_that_does_not_end_is_ended_and_the_first_code_is_told(monkeypatch):
+    monkeypatch.setattr(launcher, "GRACE", 0.2)
+    begun = time.monotonic()
+    code = LAST + "sys.exit(2) if index else time.sleep(600)"
+    assert launcher.launch([sys.executable, "-c", code], 2) == 2
+    assert time.monotonic() - begun < 60
+
+
 def test_the_first_failure_is_told(capfd):
     code = "import json, os, sys; sys.exit('so it is' if json.loads(os.environ['TF_CONFIG'])['task']['index'] else 0)"
     assert launcher.launch([sys.executable, "-c", code], 2) == 1

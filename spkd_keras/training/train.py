@@ -207,8 +207,7 @@ class Training:
                 callbacks=self.callbacks,
             )
         except NotFiniteError as error:
-            first = position.batch if error.epoch == position.epoch else 0
-            raise self._failure(error, error.batch + first) from error
+            raise self._failure(error, position.batch + error.batch) from error
 
     def _finish_epoch(self, epoch: int) -> None:
         """Does what is left of an epoch that was interrupted behind its last batch."""
