@@ -139,3 +139,10 @@ def test_images_alone_train_on_the_terms() -> None:
     distiller.compile("sgd")
     losses = distiller.fit(images(8)[0], batch_size=4, epochs=2, verbose=0).history["loss"]
     assert np.isfinite(losses).all()
+
+
+def test_held_out_images_are_compared_in_batches_of_the_same_size() -> None:
+    x, y = images(COUNT)
+    for given, size in (({}, BATCH), ({"validation_batch_size": 4}, 4)):
+        *_, options = in_new_orders(x, y, BATCH, {"validation_split": 0.5, **given}, first_epoch)
+        assert options["validation_batch_size"] == size

@@ -232,3 +232,18 @@ def test_the_scale_of_the_loss_is_not_in_its_parts():
         distiller.compile(optimizer, cross_entropy())
         norms.append(loss_parts(distiller, *images(6))["student_loss"].gradient_norm)
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+
+
+def test_the_parts_of_the_students_gradient_are_weighted_and_the_adapters_is_not_among_them():
+    distiller = Distiller(small_network(8), small_network(), [Term(losses.Hint(), 3.0)], student_loss_weight=0.5)
+    distiller.compile("sgd", cross_entropy())
+    x, y = images(6)
+    parts = loss_parts(distiller, x, y)
+    with tf.GradientTape() as tape:
+        _, student_taps = distiller._wiring.run_student(x, training=True, with_taps=True)
+        teacher_taps = distiller._wiring.run_teacher(x)
+        value = distiller._term_values(teacher_taps, student_taps, y, training=True)["hint"]
+    gradients = tape.gradient(value, distiller.student.trainable_variables)
+    own = tf.linalg.global_norm([gradient for gradient in gradients if gradient is not None])
+    assert parts["hint"].gradient_norm == pytest.approx(3 * float(own), rel=1e-4)
+    assert (parts["hint"].weight, parts["student_loss"].weight) == (3.0, 0.5)

@@ -105,7 +105,7 @@ def _die_with_parent() -> None:
 def _wait(workers: list[_Worker]) -> int | None:
     """Waits for all; returns which failed first, or None."""
     failed, since = None, 0.0
-    while any(worker.process.poll() is None for worker in workers):
+    while None in [worker.process.poll() for worker in workers]:  # each is asked: else its end is not seen
         bad = [index for index, worker in enumerate(workers) if worker.process.returncode]
         if bad and failed is None:
             failed, since = bad[0], time.monotonic()
