@@ -19,7 +19,7 @@ READ_KEYS = {
     "multiply_adds": int | float,
 }
 WITHOUT = "Delete it: a report goes without it."
-SEARCH = "search.json"  # in a search's folder
+SEARCHED = "-search"  # ends the name of a search's folder
 CONFIRMATION = "confirmation"  # its folder of runs
 FOLD = re.compile(r"(?P<stem>.+?)[/_.-]fold(?P<fold>\d+)")
 
@@ -65,7 +65,7 @@ def read_runs(folder: str | Path) -> list[Run]:
 def _is_searched(file: Path, folder: Path) -> bool:
     """Whether a file in the folder is in a part of it in which a search keeps its own runs."""
     places = file.parents[: len(file.relative_to(folder).parts) - 1]
-    return any(place.name == CONFIRMATION and (place.parent / SEARCH).exists() for place in places)
+    return any(place.name == CONFIRMATION and place.parent.name.endswith(SEARCHED) for place in places)
 
 
 def read_trials(folder: str | Path) -> list[Run]:

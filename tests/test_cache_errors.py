@@ -210,3 +210,5 @@ def test_photos_that_are_replaced_are_other_images(tmp_path):
         return data_digest(load("image_folder", path=str(tmp_path), image_size=8, validation=0.0).train)
 
     assert digest(0) == digest(0) != digest(1)
+    small, large = (load("image_folder", path=str(tmp_path), image_size=n, validation=0.0).train for n in (8, 16))
+    assert data_digest(small) != data_digest(large)

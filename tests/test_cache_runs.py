@@ -128,3 +128,18 @@ def test_the_command_says_what_it_kept(teacher, tmp_path):
     assert [tensor["name"] for tensor in answer["tensors"]] == ["/output", "stage3"]
     done = call(*arguments, "--out", str(tmp_path / "runs"), "--set", "teacher.cache={store: float32}")
     assert (done.exit_code, "store: float16 -> float32" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize("wrong", ["teacher=stage9", "loss=similarity"])
+def test_a_check_tells_what_cannot_be_built_where_a_cache_is_asked_for(wrong, teacher, tmp_path):
+    overrides = [f"teacher={{path: '{teacher}', cache: {{}}}}", f"methods.sp.terms.0.{wrong}"]
+    found = check_experiment(tiny(tmp_path, *overrides).select(["sp"]), out=tmp_path / "runs").findings
+    assert ("stop", "methods.sp") in [(finding.severity, finding.place) for finding in found]
+
+
+def test_the_size_of_a_cache_that_will_be_computed(teacher, tmp_path):
+    experiment = cached(tmp_path, teacher)  # two views
+    size = check_experiment(experiment, runs={}, out=tmp_path / "runs").cache
+    manifest = cache_teacher(experiment, tmp_path / "runs").manifest
+    assert size == manifest.entries * manifest.bytes_an_entry
+    assert check_experiment(experiment, runs={}, out=tmp_path / "runs").cache == 0

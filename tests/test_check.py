@@ -89,6 +89,17 @@ def test_a_teacher_with_other_preprocessing(teacher, digits, scale, offset, name
     assert "Rescaling" in about_pixels.advice
 
 
+def test_a_teacher_that_wants_blue_first():
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 4, 4, 3), "uint8")
+    image = keras.Input((4, 4, 3))
+    dense = keras.layers.Dense(2, use_bias=False)
+    network = keras.Model(image, dense(keras.layers.GlobalAveragePooling2D()(image)))
+    dense.kernel.assign([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]])  # the first class is that of blue
+    labels = pixels.mean(axis=(1, 2))[:, [0, 2]].argmax(axis=1)  # and here that of red
+    _, found = check_teacher(network, pixels, labels, ["r", "b"])
+    assert any("BGR in the place of RGB" in text for text in texts(found))
+
+
 def test_swapped_labels(teacher, digits):
     pixels, labels, names = shown(digits)
     swapped = np.array([0, 1, 2, 8, 4, 5, 6, 7, 3, 9])[labels]
@@ -248,8 +259,11 @@ def test_the_time_of_a_run(digits, tmp_path, monkeypatch):
     experiment = tiny(tmp_path, "schedule.epochs=4")  # 808 images: 26 steps; 90 held out, evaluated in one batch
     distiller = build.build_distiller(None, build.build_student(experiment, digits.train), experiment, "student")
     batches = data.training_batches(digits.train, 32, 0, data.EpochClock())
-    found = cost.measure(distiller, batches, digits, experiment).seconds
-    assert found == pytest.approx(4 * (26 + 1) + (90 + 2 * 899) / 90)
+    found = cost.measure(distiller, batches, digits, experiment)
+    assert found.seconds == pytest.approx(4 * (26 + 1) + (90 + 2 * 899) / 90)
+    student = 4 * distiller.student.count_params()
+    assert found.bytes_left == 2 * student + cost.OTHER_BYTES
+    assert found.bytes_meanwhile > 3 * 1.9 * student  # two checkpoints and one on its way, of weights and momentum
 
 
 def test_the_worst_comes_first():
@@ -270,7 +284,6 @@ def test_a_run_refuses_what_cannot_work_unless_forced(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_run_is_tried_before_its_teacher_is_trained(tmp_path):
     experiment, listener = tiny(tmp_path, "methods.sp.terms.0.weight=1.0e+35").select(["sp"]), Listener()
     with pytest.raises(ExperimentError, match="not finite on the first batches: similarity_preserving"):
@@ -278,6 +291,7 @@ def test_a_run_is_tried_before_its_teacher_is_trained(tmp_path):
     assert listener.of("started") == []
 
 
+@pytest.mark.slow
 def test_a_check_changes_no_result(experiment, tmp_path):
     short = experiment.model_copy(update={"seeds": [3]})
     roots = [run_experiment(short.select(["sp"]), tmp_path / str(check), check=check) for check in (False, True)]

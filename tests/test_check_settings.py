@@ -31,10 +31,19 @@ def test_drops_that_never_happen(tmp_path):
     assert found(tiny(tmp_path, *overrides), tmp_path) == [("warning", late), ("warning", own)]
 
 
-@pytest.mark.parametrize("drops", ["{14: 0.2}", "{0.3: 0.2, 0.99: 0.2}", "{}"])
+@pytest.mark.parametrize("drops", ["{14: 0.2}", "{0.3: 0.2, 0.95: 0.2}", "{}"])
 def test_drops_that_happen(tmp_path, drops):
     overrides = ["schedule.epochs=15", f"schedule.drops={drops}", "teacher.schedule={}"]
     assert found(tiny(tmp_path, *overrides), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "drops"), [(15, "{0.3: 0.2, 0.99: 0.2}"), (4, "{0.9: 0.2}"), (2, "{0.3: 0.2, 0.8: 0.2}")]
+)
+def test_fractions_that_round_to_the_end_never_happen(tmp_path, epochs, drops):
+    overrides = [f"schedule.epochs={epochs}", f"schedule.drops={drops}", "teacher.schedule={}"]
+    ((severity, said),) = found(tiny(tmp_path, *overrides), tmp_path)
+    assert (severity, "never happen in" in said, "smaller fractions" in said) == ("warning", True, True)
 
 
 # --- where the runs would go -----------------------------------------------------------------------------------------

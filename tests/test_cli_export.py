@@ -15,7 +15,7 @@ from test_cli import call, words
 
 from spkd_keras import data, models
 from spkd_keras.export import card as cards
-from spkd_keras.export import export_student, latency, load_runner, student
+from spkd_keras.export import export_student, latency, load_runner, placing, student
 from spkd_keras.export.folding import inference_network
 from spkd_keras.export.litert_format import interpreter
 
@@ -199,6 +199,15 @@ def test_a_card_of_another_student_begins_anew(run, card, tmp_path):
     assert ([export["file"] for export in answer["exports"]], answer["licence"]) == (["student.tflite"], "unspecified")
 
 
+def test_exports_take_turns_at_a_card(run, card, monkeypatch):
+    monkeypatch.setattr(cards, "SECONDS", 0.1)
+    folder = run / "export"
+    with placing.alone(folder / cards.JSON, 0, "busy"):
+        for write in (lambda: cards.forget(folder, "student.onnx"), lambda: cards.write_card(folder, {}, None, {}, 0)):
+            with pytest.raises(ValueError, match=r"The model card in .* is being written by another process"):
+                write()
+
+
 def test_points_of_accuracy_are_hundredths(run, tmp_path, monkeypatch):
     allowed = []
     monkeypatch.setattr(student, "judge", lambda found, quantize, largest_drop, what: allowed.append(largest_drop))
@@ -222,6 +231,19 @@ def test_a_batch_is_timed_in_milliseconds_and_as_large_as_it_is_called(monkeypat
     monkeypatch.setattr(latency, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     found = latency.measure(Slow(), np.zeros((3, 8, 8, 1), "uint8"))["batches"]
     assert [found[size]["median_ms"] for size in ("1", "32")] == [1.0, 32.0]
+
+    class Slower(Slow):
+        """Each call takes a millisecond more than the one before: 5 warm up, 20 are timed."""
+
+        calls = 0
+
+        def run(self, batch):
+            self.calls += 1
+            now[0] += 0.001 * self.calls
+
+    monkeypatch.setattr(latency, "MOST", 20)
+    one = latency.measure(Slower(), np.zeros((1, 8, 8, 1), "uint8"))["batches"]["1"]
+    assert (one["median_ms"], one["p95_ms"]) == (15.5, 24.05)  # of 6, 7, ..., 25
 
 
 def test_a_student_without_teacher_has_a_card_too(run, tmp_path):

@@ -109,6 +109,27 @@ def test_what_cannot_be_taken_is_named_and_the_rest_is_done(places, digits):
         assert lines == [f"spkd: {problem['file']} {problem['problem']}" for problem in answer["problems"]]
 
 
+def test_a_folder_below_that_may_not_be_looked_into_is_named(places, digits, monkeypatch):
+    (digits / "more").mkdir()
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if str(path) == str(digits / "more"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    result = call("predict", places["onnx"], digits, "--json")
+    answer = json.loads(result.stdout)
+    assert (result.exit_code, len(answer["predictions"])) == (1, 6)
+    assert answer["problems"] == [{"file": f"{digits}/more", "problem": "cannot be read: Permission denied"}]
+
+
+def test_where_probabilities_tie_the_logits_decide():
+    best = predictions._top(np.array([1.0, 2.0]), np.array([0.5, 0.5]), None, 1)
+    assert best == [{"class": "1", "probability": 0.5}]
+
+
 def test_a_grey_bmp(places, digits):
     (digits / "grey.bmp").write_bytes(encoded(data.digits()[1].pixels[0, ..., 0], "BMP"))
     rows = [call("predict", places["litert"], digits / name, "--json") for name in ("grey.bmp", "0.png")]

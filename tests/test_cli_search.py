@@ -184,6 +184,14 @@ def test_names_are_short_where_they_can_be():
     assert short_names(Space((*SPACE.dimensions, same), ("sp",)))[WEIGHT] == WEIGHT
 
 
+def test_few_trials_are_a_hint(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(plots, "importances", lambda values, title, path: titles.append(title) or [])
+    for trials in (some_trials(), some_trials() * 2):
+        draw(trials, SPACE, tmp_path)
+    assert titles == ["from 10 trials: few, so this is a hint", "from 20 trials"]
+
+
 def test_figures_of_a_search(tmp_path):
     without = trial(8, 1.0, None, 0.1)  # of a method without that weight
     written = draw([*some_trials(), without, FAILED], SPACE, tmp_path)

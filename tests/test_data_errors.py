@@ -1,5 +1,7 @@
 """What is wrong with the data is said in one line, before any training."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -7,7 +9,8 @@ from pictures import CINIC10_ARCHIVE, DTD_ARCHIVE, archive, cinic10, dtd_members
 
 from spkd_keras.data import DATASETS, Augmentation, Images, load
 from spkd_keras.data.builders import Cinic10
-from spkd_keras.data.prepare import prepare
+from spkd_keras.data.prepare import find_builder, prepare
+from spkd_keras.data.prepared import _keys
 from spkd_keras.experiment import Data, ExperimentError, validated
 from spkd_keras.training.build import augmentation, load_data
 
@@ -191,3 +194,13 @@ def test_each_augmentation_is_the_one_that_is_asked_for():
     spec = Data(name="digits", augmentation="cifar", mixup=0.1, randaugment=0.3)
     assert augmentation(spec) == Augmentation("cifar", mixup=0.1, randaugment=0.3)
     assert augmentation(Data(name="digits", cutmix=0.2)) == Augmentation(cutmix=0.2)
+
+
+@pytest.mark.usefixtures("nothing_prepared")
+def test_of_several_labels_the_one_that_is_meant_is_taken():
+    builder = find_builder("cifar100")
+    assert {"label", "coarse_label"} <= set(builder.info.features)
+    assert _keys(builder) == ("image", "label")
+    info = SimpleNamespace(features=builder.info.features, supervised_keys=None, full_name="two")
+    with pytest.raises(ValueError, match=r"two must have one image and one label\. Received: "):
+        _keys(SimpleNamespace(info=info))

@@ -163,3 +163,14 @@ def test_names_of_any_language(folder):
     assert len(loaded(**of(folder)).train) == 11
     file.write_bytes(b"no photo")
     assert f"1 of 11 photos cannot be read: {file}." in refusal(**of(folder))
+
+
+def test_linked_folders_count_and_hidden_ones_do_not(folder):
+    shutil.copytree(folder / "test" / "cat", folder.parent / "more")
+    (folder / "train" / "cat" / "linked").symlink_to(folder.parent / "more")
+    (folder.parent / "more" / "round").symlink_to(folder.parent / "more")
+    for place in ("train", "train/cat"):
+        shutil.copytree(folder / "test" / "dog", folder / place / ".ipynb_checkpoints")
+    (folder / "train" / "cat" / "._001.jpg").write_bytes(b"of another system")
+    train = loaded(**of(folder)).train
+    assert (len(train), train.class_names) == (13, ("cat", "dog"))

@@ -1,5 +1,6 @@
 """Preparing from archives: what is whole is read as it was written, and what is not leaves nothing behind."""
 
+import hashlib
 import io
 import re
 import shutil
@@ -316,3 +317,23 @@ def test_an_archive_of_dtd_without_its_lists(here, textures):
 def test_a_photo_in_an_archive_that_cannot_be_decoded(here, textures):
     archive(here / "manual" / DTD_ARCHIVE, textures | {"dtd/images/dotted/dotted_0002.jpg": b"no photo"})
     assert "dotted_0002.jpg" in refusal(ValueError, "dtd/fold3", here / "manual")
+
+
+def test_a_full_disk_is_not_the_fault_of_an_archive(here, monkeypatch):
+    cinic10(here / "manual", OF_CLASS)
+
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare_module.tempfile, "TemporaryDirectory", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare("cinic10", manual_dir=here / "manual")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_archive_that_tfds_knows_is_taken_without_a_word(here, same):
+    file, told = archive(here / "manual" / "a.tar.gz", {"readme": b""}), []
+    checksum = hashlib.sha256(file.read_bytes()).hexdigest() if same else "0" * 64
+    builder = SimpleNamespace(url_infos={"https://there.org/a.tar.gz": SimpleNamespace(checksum=checksum, size=7)})
+    assert _Files(None, builder, here / "manual", told.append).download("https://there.org/a.tar.gz") == file
+    assert len(told) == (not same)

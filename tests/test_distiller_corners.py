@@ -288,8 +288,22 @@ def test_a_term_may_not_have_the_name_of_a_validation_metric() -> None:
         [lambda: layers.ReLU(), lambda: layers.ReLU(6.0)],
         [lambda: layers.BatchNormalization(epsilon=1e-3), lambda: layers.BatchNormalization(epsilon=1e-5)],
         [lambda: layers.AveragePooling2D(2, 1, "same"), lambda: layers.AveragePooling2D(3, 1, "same")],
+        [lambda: layers.Resizing(4, 4), lambda: layers.Resizing(16, 16)],
+        [lambda: layers.Resizing(4, 4), lambda: layers.Resizing(4, 4, crop_to_aspect_ratio=True)],
+        [lambda: layers.Cropping2D(1), lambda: layers.Cropping2D(2)],
+        [lambda: layers.CenterCrop(4, 4), lambda: layers.CenterCrop(6, 6)],
     ],
 )
 def test_layers_of_one_kind_and_other_settings_are_other_networks(kinds: Any) -> None:
     one, other = (keras.Sequential([keras.Input(IMAGE_SHAPE), kind(), layers.Flatten()]) for kind in kinds)
     assert models.fingerprint(one) != models.fingerprint(other)
+
+
+def test_the_copy_of_an_adapted_normalization_computes_with_its_statistics() -> None:
+    values = np.random.default_rng(0).normal(5, 3, (20, 4, 4, 8)).astype("float32")
+    adapted = layers.Normalization()
+    adapted.adapt(values)
+    expected = np.asarray(adapted(values))
+    for adapter in (adapted, keras.Sequential([keras.Input((4, 4, 8)), adapted])):
+        model = distiller(small_network(8), small_network(8), [Term(NeedsAdapter(), adapter=adapter)])
+        np.testing.assert_allclose(model.adapters["needs_adapter"](values), expected, rtol=1e-5, atol=1e-5)

@@ -126,3 +126,11 @@ def test_the_copy_keeps_preprocessing_in_float32_and_takes_nested_models() -> No
     np.testing.assert_allclose(copy(x), model(x), atol=0.02)
     with pytest.raises(ValueError, match=r"must be one of float32, bfloat16, float16. Received: 'int8'"):
         models.in_precision(model, "int8")
+
+
+@pytest.mark.parametrize("behind", [keras.layers.Activation("linear"), keras.layers.Identity(), keras.layers.Softmax()])
+def test_the_layer_that_makes_the_logits_stays_in_float32(behind: keras.layers.Layer) -> None:
+    inner = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4), behind])
+    x = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
+    for model in (inner, keras.Sequential([keras.Input((5,)), inner, keras.layers.Identity()])):
+        np.testing.assert_array_equal(models.in_precision(model, "bfloat16")(x), model(x))

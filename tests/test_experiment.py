@@ -187,6 +187,8 @@ PUBLISHED = {0: 0.1, 59: 0.1, 60: 0.02, 119: 0.02, 120: 0.004, 159: 0.004, 160: 
         ({"drops": {160: 0.2, 60: 0.2, 120: 0.2}}, PUBLISHED),
         # 0.3, 0.6 and 0.8 of 30 epochs are 9, 18 and 24.
         ({"epochs": 30}, {0: 0.1, 8: 0.1, 9: 0.02, 17: 0.02, 18: 0.004, 23: 0.004, 24: 0.0008, 29: 0.0008}),
+        # Of 8 they are 2.4, 4.8 and 6.4: the nearest epoch.
+        ({"epochs": 8}, {1: 0.1, 2: 0.02, 4: 0.02, 5: 0.004, 6: 0.0008}),
         ({"epochs": 10, "drops": {1: 0.5, 0.9: 0.1}}, {0: 0.1, 1: 0.05, 8: 0.05, 9: 0.005}),
         ({"drops": {}}, {0: 0.1, 199: 0.1}),
         ({"epochs": 4, "drops": {100: 0.1}}, {3: 0.1}),
@@ -288,3 +290,9 @@ def test_published_numbers_go_with_their_method(load):
 def test_published_numbers_are_checked(load, old, new, told):
     with pytest.raises(ExperimentError, match=told.replace(".", r"\.")):
         load(TEXT_WITH_PUBLISHED.replace(old, new))
+
+
+def test_what_two_networks_share_can_be_merged(load):
+    networks = "student: &net {model: wide_resnet, depth: 16}\nteacher: {<<: *net, width: 2}"
+    experiment = load(SHORTEST.replace("student: {model: wide_resnet}", networks))
+    assert experiment.teacher.arguments == {"depth": 16, "width": 2}

@@ -1,5 +1,6 @@
 """What is at an export's path, whatever happens meanwhile."""
 
+import errno
 import json
 import os
 import resource
@@ -200,3 +201,17 @@ def test_a_disk_that_takes_no_more(network, other, tmp_path, kind):
     assert line.startswith(f"{path} cannot be written (File too large). What was there before is intact. Make room")
     assert placing.digest(path) == before
     assert names(tmp_path) == sorted([path.name, f"{path.name}.json"])
+
+
+def test_a_disk_that_is_full_when_it_is_asked_to_keep(network, other, tmp_path, monkeypatch):
+    path = export_student(network, tmp_path / "a.onnx", "onnx").path
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(placing, "bring_to_disk", full)  # that of models alone
+        with pytest.raises(StorageError, match="What was there before is intact"):
+            export_student(other, path, "onnx")
+    assert says(path, network)
+    assert names(tmp_path) == ["a.onnx", "a.onnx.json"]

@@ -141,7 +141,7 @@ def test_in_bfloat16_the_kernel_is_scaled_before_it_is_rounded():
     # By hand; rounded before it is scaled, the kernel is another one.
     bn = kind.normalization
     scale = bn.gamma * tf.math.rsqrt(tf.cast(bn.moving_variance, "float32") + bn.epsilon)
-    shift = tf.cast(bn.beta + (kind.convolution.bias - bn.moving_mean) * scale, "bfloat16")
+    shift = tf.cast(-bn.moving_mean * scale + kind.convolution.bias * scale + bn.beta, "bfloat16")
     kernel, rounded = kind.convolution.kernel.value, tf.cast(kind.convolution.kernel, "bfloat16")
     right, wrong = tf.cast(kernel * scale, "bfloat16"), rounded * tf.cast(scale, "bfloat16")
     assert np.any(right.numpy() != wrong.numpy())

@@ -68,10 +68,10 @@ def test_defaults_are_the_published_ones(case):
         ("dist", "temperature", (0, -1.0, "1", *INFINITE)),
         ("dist", "beta", (-1.0, *INFINITE)),
         ("dist", "gamma", (-1.0, *INFINITE)),
-        ("attention_transfer", "power", (0, -2.0, "2", *INFINITE)),
+        ("attention_transfer", "power", (0, 0.5, -2.0, "2", *INFINITE)),
         ("correlation_congruence", "gamma", (-0.4, *INFINITE)),
-        ("correlation_congruence", "order", (-1, 1.5)),
-        ("variational_information", "initial_variance", (0, -5.0, 1e-6, *INFINITE)),  # 1e-6 is below epsilon
+        ("correlation_congruence", "order", (-1, 0, 1.5)),
+        ("variational_information", "initial_variance", (0, -5.0, 1e-6, 1e-5, *INFINITE)),  # 1e-5 is epsilon
         ("variational_information", "epsilon", (-1e-5, *INFINITE)),
         ("projection", "projectors", (0, -3, 2.5)),
     ],

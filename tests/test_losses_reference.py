@@ -186,3 +186,10 @@ def test_one_permutation_of_the_batch_changes_nothing(case):
     # A permutation of the student's alone pairs other images.
     apart = loss(teacher, tree.map_structure(lambda x: x[order], student))
     assert abs(apart - loss(teacher, student)) > 1e-4
+
+
+@pytest.mark.parametrize("key", ["attention_transfer", "neuron_selectivity"])
+def test_maps_whose_size_the_graph_does_not_know(key):
+    maps = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 2)).astype("float32")
+    traced = tf.function(LOSSES[key](), input_signature=[tf.TensorSpec((None, None, None, 2))] * 2)
+    assert_allclose(traced(*maps), LOSSES[key]()(*maps), rtol=1e-6)

@@ -120,7 +120,8 @@ def test_fused_refuses_what_cannot_be_copied():
     model(np.zeros((1, 2, 2, 3), "float32"))
     with pytest.raises(ValueError, match="cannot be copied to the fused BatchNormalization layer by layer"):
         models.fused(model)
-    assert models.fused(keras.Sequential([keras.Input((3,)), layers.Dense(2)])) is not None
+    plain = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    assert models.fused(plain) is plain  # there is nothing to fuse
 
 
 def test_the_copy_in_another_precision_stays_fused():
@@ -174,3 +175,17 @@ def test_synchronized_copies():
     assert found == [True, True]
     assert_same_weights(copy, model)
     assert models.synchronized(copy) is copy
+
+
+def mean_of_outputs(y, y_pred):
+    """A loss that no file knows."""
+    return keras.ops.mean(y_pred, -1)
+
+
+def test_a_compiled_network_is_copied_whatever_its_loss():
+    model = small_network()
+    model.compile("adam", mean_of_outputs)
+    for copy in (models.fused(model), models.synchronized(model), models.in_precision(model, "bfloat16")):
+        assert_same_weights(copy, model)
+        assert not copy.compiled
+    assert model.compiled

@@ -1,6 +1,8 @@
 """Whether what is in a run's folder is this run: its images, its teacher, and settings that matter to it."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +12,19 @@ from test_data_errors import loaded, of
 from tiny_experiment import Listener, tiny
 from tiny_search import GAMMA, tiny_search
 
+import spkd_keras
 from spkd_keras import models
 from spkd_keras.data import Images, Splits
 from spkd_keras.experiment import ExperimentError, differences
-from spkd_keras.training import build, cache_teacher, cached_teacher, run_experiment, teacher_run
+from spkd_keras.training import (
+    build,
+    cache_teacher,
+    cached_teacher,
+    check_experiment,
+    environment,
+    run_experiment,
+    teacher_run,
+)
 from spkd_keras.training.environment import intra_op_threads
 from spkd_keras.training.folder import RunFolder
 from spkd_keras.training.interruption import Interruption
@@ -92,6 +103,19 @@ def test_runs_on_other_images_are_not_mixed(tmp_path, left):
     for harmless in (digest, None):  # of before digests were recorded
         record(folder, data_digest=harmless)
         RunFolder(folder.parent, experiment.single("student", 0)).check_data(digest)
+
+
+def test_a_check_refuses_what_a_run_does(tmp_path):
+    experiment = tiny(tmp_path, "teacher=", "methods={student: []}")
+    folder = write_files(tmp_path / "tiny", experiment.single("student", 0), {})
+    record(folder, data_digest=RECORDED)
+    (found,) = check_experiment(experiment, runs={}, out=tmp_path, cost=False).findings
+    assert (found.severity, found.place, "was trained on other images" in found.found) == ("stop", "out", True)
+    digit_network(0.5).save(tmp_path / "teacher.keras")
+    experiment = tiny(tmp_path, "name=other", f"teacher={{path: '{tmp_path}/teacher.keras'}}").select(["sp"])
+    record(write_files(tmp_path / "other", experiment.single("sp", 0), {}), teacher_fingerprint="one")
+    found = check_experiment(experiment, runs={}, out=tmp_path, cost=False).findings
+    assert any(one.place == "out" and "was distilled from another teacher" in one.found for one in found)
 
 
 def test_a_run_that_did_not_come_far_may_begin_with_other_images(tmp_path):
@@ -229,3 +253,11 @@ def test_threads_that_the_environment_asks_for(monkeypatch):
     for asked, threads in (("1", 1), ("3", 3), ("0", every), ("", every), ("many", every)):
         monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", asked)
         assert intra_op_threads() == threads
+
+
+def test_the_commit_is_that_of_the_package_s_own_checkout(monkeypatch):
+    own = Path(spkd_keras.__file__).parent.parent
+    for top, commit in ((own, "a" * 40), (own.parent, None)):
+        answer = SimpleNamespace(stdout=f"{top}\n{'a' * 40}\n")
+        monkeypatch.setattr(environment.subprocess, "run", lambda *_, answer=answer, **__: answer)
+        assert environment._commit() == commit

@@ -12,7 +12,7 @@ from tiny_search import GAMMA, WEIGHT, by_name, outcomes, tiny_search, tiny_spac
 
 from spkd_keras.experiment import ExperimentError, load_experiment, load_search
 from spkd_keras.observer import Renamed
-from spkd_keras.search import DistillationHyperModel, TrialResult
+from spkd_keras.search import DistillationHyperModel, TrialResult, confirmation
 from spkd_keras.search.results import best_experiment
 from spkd_keras.training import Interrupted, run_experiment
 from spkd_keras.training.folder import locked
@@ -298,6 +298,20 @@ def test_a_search_ranks_by_the_averaged_weights_that_it_delivers(tmp_path):
     assert trial.error == summary_of(alone)["validation_error"]
     epoch = history_of(search.folder / "trials" / "trial_0")[-1]
     assert outcomes(search)["trial_0"]["val_loss"] != epoch["val_loss"]
+
+
+def test_a_search_over_the_student_alone_names_no_file_that_nobody_trains(tmp_path, monkeypatch):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY, encoding="utf-8")
+    rate = "schedule.learning_rate={float: [0.01, 1], log: true}"
+    hypermodel = DistillationHyperModel(*load_search(file, [rate], ["student"]), tmp_path / "runs")
+    assert best_experiment(hypermodel, {"schedule.learning_rate": 0.5}, [0]).teacher.path is None
+    asked = []
+    monkeypatch.setattr(confirmation, "run_experiment", lambda experiment, *_: asked.append(experiment.teacher.path))
+    monkeypatch.setattr(confirmation, "_runs", lambda *_: {})
+    best = TrialResult("trial 2", {"schedule.learning_rate": 0.5}, "COMPLETED", 0.5, 0.5, 2, 1, None)
+    confirmation.confirm(hypermodel, [best], [0, 1], tmp_path, Listener())
+    assert asked == [None, None]
 
 
 def test_what_varies_is_declared_as_it_stands_in_the_file(tmp_path):

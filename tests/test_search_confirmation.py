@@ -162,6 +162,12 @@ def test_a_confirmation_may_be_declined(hypermodel, written, tmp_path, monkeypat
     assert json.loads((folder / "trials.json").read_text())["confirmation"] is None
 
 
+def test_a_confirmation_may_be_asked_for_with_one_seed(hypermodel, written, tmp_path, monkeypatch):
+    more = ["--seeds", "0", "--confirm"]
+    done, _ = tuned(hypermodel, tmp_path, monkeypatch, trial(2, 7.0), trial(0, GIVEN), more=more)
+    assert (done.exit_code, written) == (0, [(GIVEN, 0), (7.0, 0)])
+
+
 def test_a_given_point_that_cannot_be_trained_is_told(hypermodel, written, tmp_path, monkeypatch):
     done, _ = tuned(hypermodel, tmp_path, monkeypatch, trial(2, 7.0), FAILED)
     assert done.exit_code == 0, done.output

@@ -87,6 +87,40 @@ def test_what_a_trial_came_to_before_a_kill_stands(tmp_path, monkeypatch):
     assert [(trial.status, trial.error) for trial in search.run().trials] == [("COMPLETED", 0.25)]
 
 
+def test_a_search_with_other_settings_is_refused(tmp_path):
+    search = tiny_search(tmp_path, GAMMA, trials=1)
+    search.folder.mkdir(parents=True)
+    write_json(search.folder / "search.json", search._record())
+    for changes, options, said in (
+        (["data.batch_size=16"], {}, "data.batch_size: 32 -> 16"),
+        ([], {"objective": "val_loss"}, "objective: val_accuracy -> val_loss"),
+    ):
+        with pytest.raises(ExperimentError, match=rf"holds another search \({said}"):
+            tiny_search(tmp_path, GAMMA, *changes, trials=1, **options).run()
+
+
+def test_deaths_behind_a_checkpoint_are_not_counted(tmp_path, monkeypatch):
+    def train(self, trial, name, run):
+        run.create()
+        (run.backup / "epoch-1-batch-0.npz").touch()
+        raise SystemExit("killed")
+
+    monkeypatch.setattr(DistillationTuner, "_train", train)
+    search = tiny_search(tmp_path, GAMMA, trials=1)
+    for _ in range(MOST_DEATHS + 1):
+        with pytest.raises(SystemExit):
+            search.run()
+
+
+def test_the_given_point_is_trial_0_of_ten_too(tmp_path, monkeypatch):
+    def train(self, trial, name, run):
+        raise ValueError("It need not train.")
+
+    monkeypatch.setattr(DistillationTuner, "_train", train)
+    result = tiny_search(tmp_path, GAMMA, trials=10).run()
+    assert [trial.name for trial in result.trials] == [f"trial {n}" for n in range(10)]
+
+
 def test_the_least_loss_is_the_best(tmp_path, monkeypatch):
     def train(self, trial, name, run):
         write_json(run.path / OUTCOME, DONE | {"val_loss": 1.0 - int(trial.trial_id) / 4})
@@ -100,6 +134,8 @@ def test_the_last_step_of_a_range_is_tried_and_not_its_end(tmp_path, monkeypatch
     broken(monkeypatch, ValueError("It need not train."))
     search = tiny_search(tmp_path, "student.depth={int: [10, 21], step: 6}", trials=1)  # 10 and 16, 6n + 4
     assert len(search.run().trials) == 1
+    (depth,) = search.space.dimensions
+    assert depth.ends() == (10, 16)
 
 
 def test_another_teacher_is_refused(tmp_path, monkeypatch):

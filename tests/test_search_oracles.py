@@ -227,6 +227,18 @@ def test_hyperband_over_few_points_goes_on_without_those_that_failed(tmp_path):
     assert [oracle.create_trial(f"tuner{n}").hyperparameters.values.get("depth") for n in (5, 6)] == [3, 2]
 
 
+def test_hyperband_over_few_points_goes_on_from_the_least_loss(tmp_path):
+    least = keras_tuner.Objective("val_loss", "min")
+    oracle = make_oracle("hyperband", least, choice_of(4), 20, seed=0, epochs=8)
+    oracle.verbose = 0
+    oracle._set_project_dir(str(tmp_path), "trials")
+    for trial in [oracle.create_trial(f"tuner{n}") for n in range(4)]:
+        oracle.update_trial(trial.trial_id, {"val_loss": float(trial.hyperparameters.values["depth"])})
+        trial.status = "COMPLETED"
+        oracle.end_trial(trial)
+    assert oracle.create_trial("tuner5").hyperparameters.values["depth"] == 1
+
+
 def test_keras_tuner_still_ends_hyperband_early(tmp_path):
     """KerasTuner 1.4.8: where this fails, `HyperbandOracle` need not go on by itself."""
     theirs = their_oracles.HyperbandOracle(OBJECTIVE, 8, hyperparameters=choice_of(2), seed=1)

@@ -237,3 +237,9 @@ def test_what_others_measured_is_not_of_a_searched_point(file, tmp_path):
     file.write_text(FILE + published.replace("source", "sorce"), encoding="utf-8")
     with pytest.raises(ExperimentError, match=r"published: unknown key `sorce`. Did you mean `source`\?"):
         load_search(file, [GAMMA], ["sp"])
+
+
+@pytest.mark.parametrize(("method", "space", "first"), [("kd", "{int: [0, 10]}", 5), ("sp", "{int: [1, 10000]}", 3000)])
+def test_the_first_of_a_range_of_integers_is_one(file, method, space, first):
+    (value,) = searched(file, f"methods.{method}.terms.0.weight={space}", methods=[method])[1].first().values()
+    assert (value, type(value)) == (first, int)

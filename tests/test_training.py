@@ -181,6 +181,16 @@ def test_experiment_and_environment(finished, parts):
     )
 
 
+def test_similarities_are_of_the_images_of_their_labels(finished, parts):
+    chosen = np.concatenate([np.flatnonzero(parts.test.labels == label)[:12] for label in range(10)])
+    student = keras.saving.load_model(finished.root / "sp-seed0" / "student.keras")
+    stage = keras.Model(student.input, student.get_layer("stage3").output)
+    flat = np.float64(stage(parts.test.pixels[chosen], training=False)).reshape(120, -1)
+    gram = flat @ flat.T
+    with np.load(finished.root / "sp-seed0" / "similarity.npz") as arrays:
+        np.testing.assert_allclose(arrays["student"], gram / np.linalg.norm(gram, axis=1, keepdims=True), atol=1e-4)
+
+
 def test_similarities(finished, parts):
     for name in RUNS:
         with np.load(finished.root / name / "similarity.npz") as arrays:

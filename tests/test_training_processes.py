@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import filelock
@@ -154,12 +155,20 @@ def test_runs_end_with_their_parent(tmp_path):
     assert is_free(tmp_path, "student-seed1")
 
 
+def wait_until(true):
+    """For a minute at most, so that nothing is left behind."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def keeps_its_state(folder, observer, interruption):
     """The job of a process that takes a while to write its state."""
     with interruption.deferred():
         observer.noticed("begun")
-        while interruption.received is None:
-            time.sleep(0.02)
+        wait_until(lambda: interruption.received is not None)
+        observer.noticed("told")
         time.sleep(0.6)
         (folder / "state").touch()
 
@@ -170,7 +179,6 @@ def test_a_second_signal_waits_for_the_state(tmp_path):
     worker.terminate()
     time.sleep(0.2)
     worker.terminate()
-    assert worker.receive() is None
     assert worker.end()[0] == 143
     assert (tmp_path / "state").exists()
 
@@ -191,13 +199,25 @@ def test_a_process_writes_its_state_when_its_parent_is_killed(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
     command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)]
     parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout.readline() == "noticed\n"
-    parent.kill()
-    parent.communicate()
-    end = time.monotonic() + 60
-    while not (tmp_path / "state").exists():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    try:
+        assert parent.stdout.readline() == "noticed\n"
+    finally:
+        parent.kill()
+        parent.communicate()
+    wait_until((tmp_path / "state").exists)
+
+
+def test_in_another_thread_signals_are_left_alone():
+    before, entered = signal.getsignal(signal.SIGTERM), []
+
+    def enter():
+        with Interruption().listening():
+            entered.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert entered == [before]
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------
@@ -259,13 +279,11 @@ def fills_the_disk(folder, observer, interruption):
     """The job of a run that meets what the next one would meet too."""
     observer.started(folder.path.name, 1)
     if folder.seed:
-        (folder.path.parent / "second").touch()
         with interruption.deferred():
-            while interruption.received is None:
-                time.sleep(0.02)
+            (folder.path.parent / "second").touch()
+            wait_until(lambda: interruption.received is not None)
             (folder.path.parent / "state").touch()
-    while not (folder.path.parent / "second").exists():
-        time.sleep(0.02)
+    wait_until((folder.path.parent / "second").exists)
     raise StorageError("The disk is full.")
 
 

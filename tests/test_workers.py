@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import tensorflow as tf
 from test_cli import call
 from tiny_experiment import assert_same_run, untrained_teacher
 
@@ -19,7 +20,7 @@ from spkd_keras.cli import launcher
 from spkd_keras.experiment import Data, ExperimentError
 from spkd_keras.ports import free_ports
 from spkd_keras.training import Devices, devices_for
-from spkd_keras.training.devices import _find_cluster
+from spkd_keras.training.devices import _find_cluster, _use
 
 HERE = pathlib.Path(__file__).parent
 EXPERIMENT = """
@@ -138,6 +139,7 @@ def in_ray(tmp_path, monkeypatch):
     """What of Ray Train the script uses; its workers are those of the launcher."""
     package = tmp_path / "ray" / "train"
     package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()  # which comes before a Ray that is installed
     (package / "__init__.py").write_text(RAY)
     (package / "tensorflow.py").write_text(RAY_TENSORFLOW)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -158,6 +160,16 @@ def test_ray_train_is_not_started_for_a_file_that_cannot_run(in_ray, tmp_path):
     assert done.returncode == 2
     assert "students" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_so_many_gpus_are_used(monkeypatch):
+    seen = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one", "two"] if kind == "GPU" else [])
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda *given: seen.append(given))
+    assert [_use(count) for count in (None, 1, 2)] == ["GPU"] * 3
+    assert seen == [(["one", "two"], "GPU"), (["one"], "GPU"), (["one", "two"], "GPU")]
+    with pytest.raises(ExperimentError, match=r"--devices must be at most 2, .* Received: 3\."):
+        _use(3)
 
 
 def test_what_workers_are_started_with(no_cluster):

@@ -101,8 +101,17 @@ def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[i
 
 
 def _within(folder: Path) -> list[Path]:
-    """Lists the files in and under a folder; `rglob` would pass over folders that it may not look into."""
-    return sorted(Path(root) / name for root, _, names in os.walk(folder, onerror=_refuse) for name in names)
+    """Lists the files in and under a folder, through links; `rglob` passes over folders that it may not look into.
+
+    Hidden files and folders are other programs'.
+    """
+    found, seen = [], {os.path.realpath(folder)}
+    for root, inner, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        places = {name: os.path.realpath(Path(root) / name) for name in inner if not name.startswith(".")}
+        inner[:] = [name for name, place in places.items() if place not in seen]  # else a link may go round for ever
+        seen.update(places.values())
+        found += [Path(root) / name for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 def _listing(root: Path, files: Sequence[Path]) -> str:

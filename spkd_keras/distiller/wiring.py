@@ -16,6 +16,7 @@ from spkd_keras.distiller.inputs import check_same_images, warn_of_preprocessor
 from spkd_keras.distiller.outputs import check_logits, check_outputs
 from spkd_keras.distiller.stand_in import Absent, Cached, StandIn
 from spkd_keras.distiller.term import Term
+from spkd_keras.models.copying import settle
 
 REFUSALS = (ValueError, TypeError, tf.errors.OpError)  # of shapes, by losses and layers
 
@@ -254,6 +255,8 @@ def _built_copy(adapter: keras.layers.Layer, student_shape: Any) -> keras.layers
     copy.build(student_shape)
     if adapter.built and adapter.weights:
         copy.set_weights(adapter.get_weights())
+        for layer in copy._flatten_layers():
+            settle(layer)
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
     return models.synchronized(copy) if several and isinstance(copy, keras.Model) else copy
 

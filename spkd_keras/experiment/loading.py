@@ -12,6 +12,8 @@ from spkd_keras.experiment.problems import ExperimentError, shown, validated
 from spkd_keras.experiment.schema import NAME_PATTERN, Experiment
 from spkd_keras.experiment.space import is_space, spaces
 
+MERGE = "tag:yaml.org,2002:merge"
+
 
 class _StrictLoader(yaml.SafeLoader):
     """PyYAML's safe loader, made to refuse what it takes in silence or does not tell the place of.
@@ -33,11 +35,15 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                place = node.value[index][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"the key `{key}` is there twice", place)
+        keys: list[Any] = []
+        for inner, _ in node.value:
+            if inner.tag == MERGE:  # `<<`, which PyYAML takes apart
+                continue
+            key = self.construct_object(inner, deep=True)
+            if key in keys:
+                problem = f"the key `{key}` is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, inner.start_mark)
+            keys.append(key)
         return super().construct_mapping(node, deep)
 
 

@@ -41,7 +41,7 @@ def _problem(kind: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"`{where}` is missing. It must be given."
     if problem["type"] == "value_error":
-        return f"{f'`{where}` ' if where else ''}{problem['ctx']['error']}."
+        return f"{f'`{where}` ' if where else ''}{str(problem['ctx']['error']).removesuffix('.')}."
     expected = problem["msg"][0].lower() + problem["msg"][1:]
     if problem["type"] in ("model_type", "dict_type"):
         expected = "must be a mapping (key: value)"

@@ -90,12 +90,15 @@ class Schedule(Section):
                 )
         return drops
 
+    def epoch_of(self, drop: int | float) -> int:
+        """Returns the epoch, counted from 0, at which a drop is: an epoch itself, or the nearest to a fraction."""
+        return drop if isinstance(drop, int) else max(1, round(drop * self.epochs))
+
     def learning_rate_at(self, epoch: int) -> float:
         """Returns the learning rate of an epoch, counted from 0."""
         rate = self.learning_rate
-        for when, factor in self.drops.items():
-            start = when if isinstance(when, int) else max(1, round(when * self.epochs))
-            rate *= factor if epoch >= start else 1.0
+        for drop, factor in self.drops.items():
+            rate *= factor if epoch >= self.epoch_of(drop) else 1.0
         return rate
 
 

@@ -92,7 +92,10 @@ class Dimension:
 
     def ends(self) -> tuple[Any, ...]:
         """Returns the values that tell whether all of them can be: those of a choice, or the lowest and the highest."""
-        return self.values if self.kind == "choice" or self.step is None else (self.values[0], self.every()[-1])
+        if self.kind == "choice" or self.step is None:
+            return self.values
+        low, high = self.values
+        return low, min(high, self.every()[-1])  # of floats the sum may be a little more
 
 
 def label(value: Any) -> str:
@@ -194,6 +197,8 @@ def _range(path: Path, name: str, kind: str, space: Mapping[str, Any], published
     default = space.get("default", published)
     if given and not (_is(default, number) and low <= default <= high):
         raise ExperimentError(f"`{name}`: `default` must be one of the {words} in {ends}. Received: {shown(default)}.")
+    if not given and kind == "int" and default is not None:
+        default = int(default) if float(default).is_integer() else None
     dimension = Dimension(path, kind, (low, high), log, step)
     if default is None or not low <= default <= high:
         middle = math.sqrt(low * high) if log else (low + high) / 2

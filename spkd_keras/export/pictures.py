@@ -33,10 +33,10 @@ def find_pictures(patterns: Sequence[str | Path]) -> tuple[list[Path], list[dict
     problems: list[dict[str, str]] = []
     for pattern in map(str, patterns):
         try:
-            files, problem = _files(pattern)
+            files, problem = _files(pattern, problems)
         except OSError as error:  # a name that is too long, a folder that may not be looked into
             files, problem = [], f"cannot be read: {error.strerror}"
-        if not files:
+        if problem:
             problems.append({"file": pattern, "problem": problem})
         found |= dict.fromkeys(files)
     if not found:
@@ -45,21 +45,25 @@ def find_pictures(patterns: Sequence[str | Path]) -> tuple[list[Path], list[dict
     return list(found), problems
 
 
-def _files(pattern: str) -> tuple[list[Path], str]:
-    """Returns the files that one name or pattern means, and what is wrong with it if there are none."""
+def _files(pattern: str, problems: list[dict[str, str]]) -> tuple[list[Path], str]:
+    """Returns the files that one name or pattern means, and what is wrong with it if there are none.
+
+    What may not be looked into below a folder is added to the problems; `rglob` would pass over it.
+    """
     path = Path(pattern)
     if path.is_dir():
-        os.scandir(path).close()  # `rglob` passes over what it may not read
-        # What cannot be looked at is no folder either: reading it says why.
-        files = [
-            file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and not os.path.isdir(file)
-        ]
-        return files, f"has no pictures ({', '.join(SUFFIXES)})"
+        refused: list[OSError] = []
+        inside = [Path(root) / name for root, _, names in os.walk(path, onerror=refused.append) for name in names]
+        problems += [{"file": error.filename, "problem": f"cannot be read: {error.strerror}"} for error in refused]
+        files = sorted(file for file in inside if file.suffix.lower() in SUFFIXES)
+        return files, "" if files or refused else f"has no pictures ({', '.join(SUFFIXES)})"
     if path.exists():
         return [path], ""
     fitting = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     files = [file for file in fitting if not os.path.isdir(file)]
-    return files, "fits folders alone: give one of them, or a pattern for files" if fitting else "does not exist"
+    if files:
+        return files, ""
+    return [], "fits folders alone: give one of them, or a pattern for files" if fitting else "does not exist"
 
 
 def read_file(path: Path, image_shape: tuple[int, int, int], resize: str | None) -> np.ndarray:

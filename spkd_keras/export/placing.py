@@ -78,8 +78,9 @@ class Place:
         Raises:
             StorageError: if that fails; what was at the path before is still there.
         """
-        for file in [self.partial, *self.partial.rglob("*")] if self.partial.is_dir() else [self.partial]:
-            bring_to_disk(file)
+        with storing(self.path):
+            for file in [self.partial, *self.partial.rglob("*")] if self.partial.is_dir() else [self.partial]:
+                bring_to_disk(file)
         prepared = self.beside.with_name(f"{PARTIAL}{self.beside.name}")
         try:
             write_json(prepared, text)

@@ -89,8 +89,8 @@ def train_students(
         for student in students:
             try:
                 build.check(student.experiment, splits)
-            except ExperimentError as error:
-                raise ExperimentError(f"{student.name}: {error}") from error
+            except ValueError as error:
+                raise ExperimentError(f"{student.name}: {' '.join(str(error).split())}") from error
         _plan(experiment, students, root, folder, observer)
         tf.config.experimental.enable_op_determinism()
         teacher = prepared_teacher(experiment, out, splits, observer, interruption)

@@ -51,7 +51,8 @@ def at_same_positions(teacher: Any, student: Any) -> tuple[Any, Any]:
 
     Args:
         teacher: shape `(b, h, w, c)`.
-        student: shape `(b, h', w', c')`; of each side, one must be a multiple of the other.
+        student: shape `(b, h', w', c')`; of each side, one must be a multiple of the other, and sides that a graph does
+            not know must be equal.
 
     Raises:
         ValueError: if they are no activations of an image, or a side is no multiple.
@@ -62,6 +63,8 @@ def at_same_positions(teacher: Any, student: Any) -> tuple[Any, Any]:
             f"Received: {tuple(teacher.shape)} and {tuple(student.shape)}."
         )
     sides = [*zip(teacher.shape[1:3], student.shape[1:3], strict=True)]
+    if any(None in side for side in sides):
+        return teacher, student
     if any(max(side) % min(side) for side in sides):
         raise ValueError(
             "The height and width of one activation must be multiples of the other's. Received: "

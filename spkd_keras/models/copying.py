@@ -1,10 +1,13 @@
 """Copying a network with some of its layers exchanged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 from keras import layers
+
+from spkd_keras.models.graph import inputs_like
 
 
 def copied(model: keras.Model, copy_layer: Callable[[layers.Layer], layers.Layer], purpose: str) -> keras.Model:
@@ -23,8 +26,10 @@ def copied(model: keras.Model, copy_layer: Callable[[layers.Layer], layers.Layer
         # An operation of keras.ops has no weights and no configuration to change.
         return copy_layer(layer) if isinstance(layer, layers.Layer) else layer
 
+    inputs = None if isinstance(model, keras.Sequential) else inputs_like(model.input)  # optional where they are
     try:
-        copy_of_model = keras.models.clone_model(model, clone_function=copy, recursive=True)
+        with _uncompiled(model):
+            copy_of_model = keras.models.clone_model(model, inputs, clone_function=copy, recursive=True)
     except (ValueError, NotImplementedError, TypeError) as error:
         raise ValueError(
             f"'{model.name}' cannot be copied to {purpose} layer by layer; build it so instead. {error}"
@@ -33,6 +38,19 @@ def copied(model: keras.Model, copy_layer: Callable[[layers.Layer], layers.Layer
     for layer in copy_of_model._flatten_layers():
         settle(layer)
     return copy_of_model
+
+
+@contextmanager
+def _uncompiled(model: keras.Model) -> Iterator[None]:
+    """Keeps Keras (3.15) from compiling a copy as the model is: its file may not be able to tell the loss."""
+    compiled = [each for each in model._flatten_layers() if getattr(each, "compiled", False)]
+    for each in compiled:
+        each.compiled = False
+    try:
+        yield
+    finally:
+        for each in compiled:
+            each.compiled = True
 
 
 def in_policy(layer: layers.Layer, policy: str) -> layers.Layer:

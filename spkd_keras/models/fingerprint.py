@@ -35,8 +35,9 @@ SETTINGS = (
         "strides",
         "target_shape",
     ),
-    *("threshold", "variance"),
+    *("cropping", "height", "threshold", "variance", "width"),
 )
+SWITCHES = ("crop_to_aspect_ratio", "invert", "pad_to_aspect_ratio")  # others, where they are on
 
 
 def fingerprint(model: keras.Model) -> str:
@@ -58,6 +59,7 @@ def fingerprint(model: keras.Model) -> str:
         config = operation.get_config()
         names = SETTINGS if isinstance(operation, keras.layers.Layer) else set(config) - {"name", "dtype"}
         chosen = {name: config[name] for name in names if name in config}
+        chosen |= {name: config[name] for name in SWITCHES if config.get(name)}
         settings = json.dumps(
             [type(operation).__name__, chosen], sort_keys=True, default=lambda value: str(type(value))
         )

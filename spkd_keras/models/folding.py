@@ -70,26 +70,25 @@ def folded(model: keras.Model) -> keras.Model:
     if not pairs:
         return model
     normalizations = {id(normalization) for _, normalization in pairs.values()}
-    used: set[tuple[str, int]] = set()
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if id(layer) in normalizations:
             return first_argument(args, kwargs)
-        used.add((layer.name, id(layer)))
         if id(layer) in pairs:
             return FoldedConvolution(*pairs[id(layer)])(first_argument(args, kwargs))
         return layer(*args, **kwargs)
 
     inputs = inputs_like(input_structure(model))
     outputs = replay_laid_open(model, inputs, call)
-    if len({name for name, _ in used}) < len(used):
+    try:
+        return keras.Model(inputs, outputs, name=model.name)
+    except ValueError:  # for the names
         return model
-    return keras.Model(inputs, outputs, name=model.name)
 
 
-def _exact(weight: Any) -> Any:
-    """Returns a weight in float32. In a mixed policy the `value` of a variable is rounded first (Keras 3.15)."""
-    return ops.cast(getattr(weight, "_value", weight), "float32")  # with LoRA a kernel is a sum
+def _exact(variable: keras.Variable) -> Any:
+    """Returns a variable in float32. In a mixed policy its `value` is rounded first (Keras 3.15)."""
+    return ops.cast(variable._value, "float32")
 
 
 def _fits(convolution: Any, normalization: Any) -> bool:
@@ -101,4 +100,5 @@ def _fits(convolution: Any, normalization: Any) -> bool:
         and normalization.axis in (-1, 3)
         and convolution.compute_dtype == normalization.compute_dtype
         and not getattr(convolution, "quantization_mode", None)
+        and not getattr(convolution, "lora_enabled", False)  # its kernel is a sum, in the dtype that is computed in
     )

@@ -8,6 +8,9 @@ from typing import Any
 import keras
 from keras import layers
 
+# What does not make its input into something else: its values go on as they are, rescaled or in another shape.
+PASSING_ON = (layers.Activation, layers.Softmax, layers.Identity, layers.Reshape, layers.Dropout)
+
 
 def is_graph(layer: Any) -> bool:
     """Whether this is a functional or a built Sequential model, whose inner layers can be reached."""
@@ -37,6 +40,22 @@ def output_operation(model: keras.Model) -> Any:
     """Returns the layer or operation that gives a model's (first) output; of a nested model, the one in it."""
     last = model.outputs[0]._keras_history.operation
     return output_operation(last) if is_graph(last) else last
+
+
+def last_operations(model: keras.Model) -> list[Any]:
+    """Returns the layers and operations that give a model's outputs, back to those that do more than pass them on."""
+    found = []
+    for tensor in model.outputs:
+        while True:
+            operation, node, _ = tensor._keras_history
+            if is_graph(operation):
+                found += last_operations(operation)
+                break
+            found.append(operation)
+            if not isinstance(operation, PASSING_ON):
+                break
+            tensor = operation._inbound_nodes[node].input_tensors[0]
+    return found
 
 
 def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from spkd_keras.models.copying import copied, in_policy
-from spkd_keras.models.graph import is_graph, output_operation
+from spkd_keras.models.graph import is_graph, last_operations
 
 # Weights stay in float32 and are cast where they are used, so that nothing is rounded twice.
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -13,7 +13,8 @@ PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mi
 def in_precision(model: keras.Model, dtype: str) -> keras.Model:
     """Returns a copy of a network that computes in another dtype, with the same weights.
 
-    The layers that normalise raw pixels and the one that gives the output stay in float32.
+    The layers that normalise raw pixels and those that give the outputs, such as a dense layer and a softmax behind it,
+    stay in float32.
 
     Args:
         model: functional or Sequential, nested ones included.
@@ -24,11 +25,11 @@ def in_precision(model: keras.Model, dtype: str) -> keras.Model:
     """
     if dtype not in PRECISIONS:
         raise ValueError(f"The dtype must be one of {', '.join(PRECISIONS)}. Received: {dtype!r}.")
-    last = output_operation(model) if is_graph(model) else None
+    last = {id(operation) for operation in last_operations(model)} if is_graph(model) else set()
 
     def copy_layer(layer: layers.Layer) -> layers.Layer:
         config = layer.get_config()
-        stays = layer is last or isinstance(layer, layers.Rescaling | layers.Normalization)
+        stays = id(layer) in last or isinstance(layer, layers.Rescaling | layers.Normalization)
         config["dtype"] = "float32" if stays else PRECISIONS[dtype]
         return in_policy(type(layer).from_config(config), config["dtype"])
 

@@ -20,7 +20,7 @@ def settings(result: ExperimentResult) -> list[str]:
     if not students:
         return []
     taught = [run for run in students if _has_terms(run)]
-    told = [f"Data: {_each(_data(run, result.unit) for run in students)}."]
+    told = [f"Data: {_each(_data(run, result.unit) for run in students)}{_each(map(_tested_classes, students))}."]
     networks = f"Networks: student {_each(_network(run.spec.student) for run in students)}"
     if taught:
         networks += f", teacher {_each(_network(run.spec.teacher) for run in taught)}"
@@ -39,7 +39,7 @@ def settings(result: ExperimentResult) -> list[str]:
 
 
 def _each(texts: Iterable[str]) -> str:
-    return " or ".join(dict.fromkeys(texts))
+    return " or ".join(dict.fromkeys(filter(None, texts)))
 
 
 def _has_terms(run: Run) -> bool:
@@ -49,12 +49,12 @@ def _has_terms(run: Run) -> bool:
 def _data(run: Run, unit: str) -> str:
     spec = run.spec.data
     name = FOLD.sub(r"\g<stem>", spec.name) if unit == "folds" else spec.name
-    return name + _arguments(spec, batch_size=spec.batch_size) + _tested_classes(run)
+    return name + _arguments(spec, batch_size=spec.batch_size)
 
 
 def _tested_classes(run: Run) -> str:
-    """Says so where some classes have no test image, as in a part of a set."""
-    errors = (run.summary or {}).get("test_error_by_class", [])
+    """Says so where some classes have no test image, as in a part of a set; nothing of a run that has not ended."""
+    errors = (run.summary or {}).get("test_error_by_class") or []
     tested = sum(error is not None for error in errors)
     return "" if tested == len(errors) else f" with test images of {tested} of its {len(errors)} classes"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from spkd_keras.experiment import ClearError
+from spkd_keras.experiment import ClearError, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.ports import LOOPBACK
 from spkd_keras.search.distributed import ADDRESS, PORT, Signs, variables, without_prints
@@ -59,8 +59,7 @@ class Chief:
         Raises:
             Interrupted: if a signal came.
             SearchFailedError: if the port cannot be listened on, or a worker dies again and again.
-            ExperimentError: if a worker met what no worker can go on from.
-            StorageError: likewise.
+            StorageError: if a worker cannot write a file.
         """
         server = threading.Thread(target=self._serve, daemon=True)
         server.start()
@@ -167,5 +166,8 @@ class Chief:
 
 def _work(job: Job, tuner_id: str, port: int, observer: Observer, interruption: Interruption) -> None:
     """Does a worker's job, in its own process."""
-    with variables(tuner_id, LOOPBACK, port):
-        job(observer, interruption)
+    try:
+        with variables(tuner_id, LOOPBACK, port):
+            job(observer, interruption)
+    except ExperimentError as error:  # such as another process at its trial, which may soon be gone
+        raise SystemExit(str(error)) from None

@@ -85,7 +85,8 @@ def _errors(
     """Does the runs of a point; returns the error of each seed, and adds why those that failed did."""
     point = best_experiment(hypermodel, values, seeds)
     method = hypermodel.space.method(values)
-    point = with_trained_teacher(point, hypermodel.out / hypermodel.experiment.name)
+    if hypermodel.needs_teacher:
+        point = with_trained_teacher(point, hypermodel.out / hypermodel.experiment.name)
     point = point.model_copy(update={"name": _slug(name), "methods": {method: point.methods[method]}})
     failed: dict[str, str] = {}
     try:

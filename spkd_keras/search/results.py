@@ -123,6 +123,8 @@ def best_experiment(hypermodel: DistillationHyperModel, values: dict[str, Any], 
 def same_teacher(hypermodel: DistillationHyperModel, point: Experiment) -> Experiment:
     """Lets a point have the teacher that the trials had: its file, where the point would train another one."""
     before, after = hypermodel.experiment.teacher_training(), point.teacher_training()
+    if not hypermodel.needs_teacher:
+        return point  # nobody trained it
     if before is None or after is None or not differences(before, after):
         return point
     return with_trained_teacher(point, hypermodel.out / hypermodel.experiment.name)

@@ -26,7 +26,7 @@ from spkd_keras.experiment import (
 )
 from spkd_keras.observer import Observer
 from spkd_keras.ports import LOOPBACK, free_ports
-from spkd_keras.run_files import SEARCH
+from spkd_keras.run_files import SEARCHED
 from spkd_keras.search.chief import Chief
 from spkd_keras.search.distributed import (
     ADDRESS,
@@ -55,6 +55,7 @@ from spkd_keras.training.folder import (
 )
 from spkd_keras.training.interruption import Interruption
 
+RECORD = "search.json"
 FINGERPRINT = "teacher_fingerprint"  # in it, once there is a teacher
 
 
@@ -112,7 +113,7 @@ class Search:
         self.experiment, self.space, self.out = experiment, space, Path(out)
         self.trials, self.tuner_name, self.objective = trials, tuner, objective
         self.observer, self.interruption = observer or Observer(), interruption or Interruption()
-        self.folder = self.out / f"{experiment.name}-search"
+        self.folder = self.out / f"{experiment.name}{SEARCHED}"
         self.hypermodel = DistillationHyperModel(experiment, space, out, self.observer, self.interruption)
 
     def run(self, workers: int = 0) -> SearchResult | None:
@@ -148,13 +149,13 @@ class Search:
         self.hypermodel.check()
         check_writable(self.folder)
         record = self._record() | {DATA_DIGEST: self.hypermodel.splits.digest()}
-        write_json(self.folder / SEARCH, record | {FINGERPRINT: fingerprint})
+        write_json(self.folder / RECORD, record | {FINGERPRINT: fingerprint})
         tf.config.experimental.enable_op_determinism()
         with variables(CHIEF, LOOPBACK, *free_ports(1)) if workers else contextlib.nullcontext():
             tuner = self._tuner(workers)
             self._plan(tuner.oracle)
             fingerprint = self._check_teacher(fingerprint)
-            write_json(self.folder / SEARCH, record | {FINGERPRINT: fingerprint})
+            write_json(self.folder / RECORD, record | {FINGERPRINT: fingerprint})
             if role == ALONE and not workers:
                 _search(tuner)
             else:
@@ -191,7 +192,7 @@ class Search:
         wait_for_chief(tuner.oracle)
         fingerprint = self._check_record()
         teacher = self._teacher_run()
-        if not (self.folder / SEARCH).exists() or (teacher is not None and not teacher.finished):
+        if not (self.folder / RECORD).exists() or (teacher is not None and not teacher.finished):
             raise ExperimentError(
                 f"{self.folder} has not what the chief wrote. --out must be a folder that all processes share."
             )
@@ -228,15 +229,15 @@ class Search:
 
     def _check_record(self) -> str | None:
         """Checks that the folder, if something is in it, is this very search's; returns its teacher's fingerprint."""
-        before = read_record(self.folder / SEARCH, anew(self.folder))
+        before = read_record(self.folder / RECORD, anew(self.folder))
         if before is None:
             return None
         import yaml
 
         now = self._record()
         if missing := now.keys() - before.keys():
-            raise damaged(self.folder / SEARCH, f"it has no {min(missing)}", anew(self.folder))
-        old, new = (validated(Experiment, yaml.safe_load(r.pop("experiment")), SEARCH) for r in (before, now))
+            raise damaged(self.folder / RECORD, f"it has no {min(missing)}", anew(self.folder))
+        old, new = (validated(Experiment, yaml.safe_load(r.pop("experiment")), RECORD) for r in (before, now))
         fields = [f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
         fields += differences(old, new)
         if fields:

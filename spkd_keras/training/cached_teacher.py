@@ -48,8 +48,9 @@ def opened(
             data=cache.data_digest(splits.train),
             **spec.model_dump(include=ASKED),
         )
+        terms = _terms(experiment)
         try:
-            for term in _terms(experiment):
+            for term in terms:
                 found.stand_in.resolve(term.teacher, term.default_tap, term.takes_sketches)
         except ValueError as error:
             raise ValueError(f"{error} Remove {folder} for that, or name another as `teacher.cache.path`.") from error
@@ -74,10 +75,15 @@ def computed(
 
 
 def size_of(experiment: Experiment, spec: CacheSpec, root: Path, splits: data.Splits, teacher: keras.Model) -> int:
-    """Returns how many bytes the cache will take that is not there yet; 0 if it is there."""
+    """Returns how many bytes the cache will take that is not there yet; 0 if it is there.
+
+    Raises:
+        ExperimentError: if the teacher has not what a method compares.
+    """
     if folder_of(spec, root).exists():
         return 0
-    entry = cache.bytes_an_entry(teacher, _terms(experiment), spec.store, spec.sketch)
+    with build.telling("teacher.cache"):
+        entry = cache.bytes_an_entry(teacher, _terms(experiment), spec.store, spec.sketch)
     return spec.views * len(splits.train) * entry
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -70,11 +71,12 @@ class Reporter(keras.callbacks.Callback):
         observer: is told.
         run: its name.
         steps: batches of an epoch.
+        begun: gives the epoch and the batch in it where the present `fit` began.
     """
 
-    def __init__(self, observer: Observer, run: str, steps: int) -> None:
+    def __init__(self, observer: Observer, run: str, steps: int, begun: Callable[[], tuple[int, int]]) -> None:
         super().__init__()
-        self.observer, self.run, self.steps = observer, run, steps
+        self.observer, self.run, self.steps, self.begun = observer, run, steps, begun
         self._told = time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -87,7 +89,9 @@ class Reporter(keras.callbacks.Callback):
         del logs
         if time.monotonic() - self._told >= 1:
             self._told = time.monotonic()
-            self.observer.advanced(self.run, self._epoch + batch / self.steps)
+            epoch, first = self.begun()
+            done = batch + (first if epoch == self._epoch else 0)
+            self.observer.advanced(self.run, self._epoch + done / self.steps)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Tells of the epoch."""

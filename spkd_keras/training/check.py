@@ -20,6 +20,7 @@ from spkd_keras.training.check_teacher import check_teacher
 from spkd_keras.training.cost import RunCost, measure
 from spkd_keras.training.findings import Finding, worst_first
 from spkd_keras.training.folder import RunFolder
+from spkd_keras.training.teacher_run import check_fingerprint
 
 BATCHES = 2
 TEACHER_IMAGES = 256  # at least so many, to tell its accuracy from chance
@@ -106,7 +107,7 @@ def check_experiment(
     splits = splits or build.load_data(experiment.data)
     training = experiment.teacher_training()
     trained = teacher is not None or training is None
-    check.findings += _occupied(experiment, training, Path(out) / experiment.name)
+    check.findings += _occupied(experiment, training, splits, Path(out) / experiment.name)
     check.findings += _late_drops(experiment, None if trained else training)
     if teacher is None and experiment.teacher is not None:
         keras.utils.set_random_seed(0)
@@ -119,7 +120,7 @@ def check_experiment(
     if teacher is not None and trained:
         observer.checking("the teacher")
         check.teacher, found = check_teacher(teacher, *_images(batches), list(splits.train.class_names))
-        check.findings += found
+        check.findings += found + _of_another_teacher(experiment, teacher, Path(out) / experiment.name)
     for name in list(check.runs):
         observer.checking(f"the method {name}")
         distiller = _check_one(check, experiment.single(name, seed), splits, teacher, batches, trained)
@@ -134,7 +135,10 @@ def check_experiment(
     if trained:
         check.findings += _unfit_cache(experiment, splits, teacher, Path(out) / experiment.name)
     if cost and teacher is not None and (spec := experiment.teacher_cache):
-        check.cache = cached_teacher.size_of(experiment, spec, Path(out) / experiment.name, splits, teacher)
+        try:
+            check.cache = cached_teacher.size_of(experiment, spec, Path(out) / experiment.name, splits, teacher)
+        except ExperimentError as error:
+            check.findings.append(Finding("stop", "teacher.cache", str(error).removeprefix("teacher.cache: ")))
     if check.cache:
         size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
         check.findings.append(Finding("note", "teacher.cache", size))
@@ -198,24 +202,40 @@ def _unfit_cache(experiment: Experiment, splits: data.Splits, teacher: keras.Mod
     return []
 
 
-def _occupied(experiment: Experiment, training: Experiment | None, root: Path) -> list[Finding]:
+def _occupied(experiment: Experiment, training: Experiment | None, splits: data.Splits, root: Path) -> list[Finding]:
     """Looks for what `run_experiment` refuses of the folder of the runs; one finding, as it tells the first alone."""
     place = _existing(root)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         reason = f"{place} is {'not writable' if place.is_dir() else 'a file'}"
         found = f"the output folder cannot be written to: {root} ({reason})."
         return [Finding("stop", "out", found, "Choose another with --out.")]
-    runs = [experiment.single(method, seed) for seed in experiment.seeds for method in experiment.methods]
+    folders = ([RunFolder(root, training)] if training else []) + _folders(experiment, root)
     try:
-        for run in [training, *runs] if training else runs:
-            RunFolder(root, run).check_owner()
+        for folder in folders:
+            folder.check_owner()
+        digest = splits.digest()
+        for folder in folders:
+            folder.check_data(digest)
     except ExperimentError as error:
         return [Finding("stop", "out", str(error))]
     return []
 
 
+def _of_another_teacher(experiment: Experiment, teacher: keras.Model, root: Path) -> list[Finding]:
+    """Looks whether runs that are there were distilled from this teacher, as `run_experiment` does."""
+    try:
+        check_fingerprint(models.fingerprint(teacher), _folders(experiment, root))
+    except ExperimentError as error:
+        return [Finding("stop", "out", str(error))]
+    return []
+
+
+def _folders(experiment: Experiment, root: Path) -> list[RunFolder]:
+    return [RunFolder(root, experiment.single(m, seed)) for seed in experiment.seeds for m in experiment.methods]
+
+
 def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Finding]:
-    """Looks for drops of the learning rate at epochs that never come; fractions are of what epochs there are."""
+    """Looks for drops of the learning rate at epochs that never come, which a fraction may round to as well."""
     schedules = {"schedule": experiment.schedule}
     if training is not None and training.schedule != experiment.schedule:
         schedules["teacher.schedule"] = training.schedule
@@ -225,10 +245,14 @@ def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Fin
             place,
             f"drops at {', '.join(map(str, late))} never happen in {schedule.epochs} "
             f"epoch{'s' * (schedule.epochs > 1)}.",
-            f"Give fractions of the epochs, such as --set '{place}.drops={{0.3: 0.2, 0.6: 0.2, 0.8: 0.2}}'.",
+            f"Give fractions of the epochs, such as --set '{place}.drops={{0.3: 0.2, 0.6: 0.2, 0.8: 0.2}}'."
+            if any(isinstance(when, int) for when in late)
+            else "Give smaller fractions, or more epochs.",
         )
         for place, schedule in schedules.items()
-        if (late := [when for when in schedule.drops if isinstance(when, int) and when >= schedule.epochs])
+        # The default ones are for no number of epochs in particular.
+        if "drops" in schedule.model_fields_set
+        and (late := [when for when in schedule.drops if schedule.epoch_of(when) >= schedule.epochs])
     ]
 
 

@@ -155,7 +155,8 @@ class RunFolder:
         """Makes the folder, with one for checkpoints, and records the experiment in it.
 
         Raises:
-            StorageError: if it cannot be written to.
+            ExperimentError: if it cannot be made.
+            StorageError: if a file in it cannot be written.
         """
         check_writable(self.path)
         # First what says whose the folder is: a kill may come at any time.

@@ -1,7 +1,7 @@
 """Independent runs side by side, each in a process of its own."""
 
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
 from spkd_keras.experiment import ClearError, ExperimentError
@@ -38,30 +38,36 @@ def run_in_processes(
     waiting = list(runs)
     reasons: dict[str, str] = {}
     active: dict[Any, Worker] = {}
-    told = False
+    ending_all = False
+    errors: list[Exception] = []
     try:
         with interruption.deferred():
-            while active or (waiting and not told):
-                while waiting and len(active) < jobs and not told:
+            while active or (waiting and not ending_all):
+                while waiting and len(active) < jobs and not ending_all:
                     folder = waiting.pop(0)
                     worker = Worker(folder.path.name, _do, job, folder)
                     active[worker.connection] = worker
                 for connection in wait(list(active), timeout=0.5):
-                    _listen(connection, active, observer, reasons, interruption.received is not None)
-                if interruption.received is not None and not told:
-                    told = True
+                    try:
+                        _listen(connection, active, observer, reasons, ending_all)
+                    except (ExperimentError, ClearError) as error:  # what the next run would meet too
+                        errors.append(error)
+                if (errors or interruption.received is not None) and not ending_all:
+                    ending_all = True
                     for worker in active.values():
-                        worker.terminate()
+                        worker.terminate()  # each writes its state
     finally:
         for worker in active.values():
-            worker.terminate()  # each writes its state
+            worker.terminate()
         for worker in active.values():
             worker.end()
+    if errors:
+        raise errors[0]
     return reasons
 
 
 def _listen(
-    connection: Any, active: dict[Connection, Worker], observer: Observer, reasons: dict[str, str], told: bool
+    connection: Any, active: dict[Any, Worker], observer: Observer, reasons: dict[str, str], ending_all: bool
 ) -> None:
     """Takes one message of a run, or its end."""
     worker = active[connection]
@@ -69,7 +75,7 @@ def _listen(
     if message is None:
         del active[connection]
         code, said = worker.end()
-        if code and not told:
+        if code and worker.name not in reasons and not ending_all:
             again = " The same command continues." if code < 0 else ""
             reasons[worker.name] = ending(code) + again + (f" It said: {said}" if said else "")
             observer.failed(worker.name, reasons[worker.name])
@@ -84,7 +90,7 @@ def _do(job: Job, folder: RunFolder, observer: Observer, interruption: Interrupt
     """Does one run, in its own process."""
     try:
         job(folder, observer, interruption)
-    except (ExperimentError, ClearError):  # what the next run would meet too
+    except (ExperimentError, ClearError):
         raise
     except Exception as error:
         observer.failed(folder.path.name, f"{type(error).__name__}: {' '.join(str(error).split())}")

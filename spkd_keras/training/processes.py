@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -30,7 +31,8 @@ class Sender(Observer):
 
     @staticmethod
     def _send(connection: Connection, event: str, *details: Any) -> None:
-        connection.send((event, details))
+        with suppress(BrokenPipeError):  # who listened is gone, and this process is about to be told
+            connection.send((event, details))
 
 
 class Worker:
@@ -79,7 +81,7 @@ class Worker:
         """Waits for its end; returns the exit code and the last line that it wrote to standard error."""
         with suppress(EOFError, OSError):
             while True:  # what it still tells has to be taken, or it waits for ever
-                self.connection.recv()
+                self.connection.recv_bytes()
         self._process.join()
         self.connection.close()
         self._errors.seek(0)
@@ -121,6 +123,7 @@ def _work(job: Callable[..., None], arguments: tuple[Any, ...], connection: Conn
     except Interrupted as error:
         os._exit(error.exit_code)
     except (ExperimentError, ClearError) as error:
+        error.add_note(traceback.format_exc())  # for who asks for it: a traceback itself cannot be sent
         connection.send((RAISED, (error,)))
 
 

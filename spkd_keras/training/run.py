@@ -35,6 +35,10 @@ class RunsFailedError(ClearError, RuntimeError):
         self.root, self.reasons = root, reasons
         super().__init__("\n".join(f"{name} failed: {reason}" for name, reason in reasons.items()))
 
+    def __reduce__(self) -> tuple[type, tuple[Path, dict[str, str]]]:
+        """How it is pickled: by its own arguments."""
+        return type(self), (self.root, self.reasons)
+
 
 def run_experiment(
     experiment: Experiment,

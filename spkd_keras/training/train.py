@@ -94,10 +94,10 @@ def _record(folder: RunFolder, surroundings: dict[str, Any], observer: Observer)
     with contextlib.suppress(ExperimentError):  # damaged: it is written anew
         before = read_record(folder.environment)
     if before is not None:
-        differing = changes(before, surroundings)
-        if not any(folder.backup.glob("epoch-*")):
-            differing = []  # it begins anew
-        surroundings["earlier_conditions"] = [*(before.get("earlier_conditions") or []), *differing]
+        begins_anew = not any(folder.backup.glob("epoch-*"))
+        differing = [] if begins_anew else changes(before, surroundings)
+        earlier = [] if begins_anew else before.get("earlier_conditions") or []
+        surroundings["earlier_conditions"] = [*earlier, *differing]
         if differing:
             observer.noticed(
                 f"{folder.path.name} goes on under other conditions than it began ({'; '.join(differing)}): its "
@@ -155,7 +155,7 @@ class Training:
             *build.schedules(distiller, self.experiment, folder.method, self.clock),
             self.recorder,
             self.checkpointer,
-            Reporter(observer, folder.path.name, self.steps),
+            Reporter(observer, folder.path.name, self.steps, lambda: self.checkpointer.begun),
         ]
 
     def run(self) -> None:
