@@ -1,6 +1,7 @@
 """What every test starts from and leaves behind."""
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,3 +46,11 @@ def load(tmp_path: Path) -> Callable[..., Experiment]:
         return load_experiment(file, overrides)
 
     return load_text
+
+
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Nothing names other processes of a training."""
+    for name in [name for name in os.environ if name == "TF_CONFIG" or name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    return monkeypatch

@@ -160,22 +160,27 @@ def test_a_tap_in_a_model_that_is_called_twice_is_ambiguous() -> None:
         Distiller(plain(), called_twice(), [Term(SP(), student="block/inside")])
 
 
+class AddIfGiven(layers.Layer):
+    """Adds a sum to its input, where there is something to sum."""
+
+    def call(self, x: Any, more: Any = None) -> Any:
+        return x if more is None else x + ops.sum(more)
+
+    def compute_output_shape(self, x_shape: Any, more_shape: Any = None) -> Any:
+        return x_shape
+
+
 def test_an_optional_input_stays_optional() -> None:
     image, more = keras.Input(IMAGE_SHAPE, name="image"), keras.Input((2,), name="more", optional=True)
-
-    class AddIfGiven(layers.Layer):
-        def call(self, x: Any, more: Any = None) -> Any:
-            return x if more is None else x + ops.sum(more)
-
-        def compute_output_shape(self, x_shape: Any, more_shape: Any = None) -> Any:
-            return x_shape
-
     x = block(AddIfGiven()(layers.Rescaling(1 / 255)(image), more), "stage1")
     student = keras.Model({"image": image, "more": more}, head(x))
     given = {"image": PIXELS.astype("float32"), "more": None}
     model = Distiller(plain(), student, [Term(SP())])
     output, _ = model._wiring.run_student(given, training=False, with_taps=True)
     np.testing.assert_allclose(output, student(given), rtol=1e-5, atol=1e-6)
+    for copy in (models.fused(student), models.in_precision(student, "float32")):
+        assert copy is not student
+        np.testing.assert_allclose(copy(given), student(given), rtol=1e-4, atol=1e-5)
 
 
 class Outputs(keras.Model):

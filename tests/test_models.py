@@ -305,3 +305,14 @@ def test_builders_are_found_by_name():
     for name, builder in BUILDERS.items():
         assert builder.__name__ == name
         assert "Reference" in builder.__doc__
+
+
+def test_whether_statistics_are_synchronized_is_yes_no_or_by_the_strategy():
+    with pytest.raises(ValueError, match=r"`synchronized` must be True, False or None\. Received: synchronized='no'"):
+        wide_resnet(10, 0.25, synchronized="no")
+
+
+def test_channels_come_last(monkeypatch):
+    monkeypatch.setattr(keras.config, "image_data_format", lambda: "channels_first")
+    with pytest.raises(ValueError, match="built for channels_last"):
+        wide_resnet(10, 0.25)

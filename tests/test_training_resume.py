@@ -1,18 +1,13 @@
 """A run that is killed at any moment and started again gives the same student, bit for bit."""
 
-import contextlib
-import itertools
 import json
 import os
-import shutil
 import signal
-import types
 
 import keras
 import numpy as np
 import pytest
 from tiny_experiment import (
-    TRAIN_IMAGES,
     Listener,
     assert_same_run,
     history_of,
@@ -21,12 +16,8 @@ from tiny_experiment import (
     weights_of,
 )
 
-from spkd_keras import data
-from spkd_keras.distiller import NotFiniteError
-from spkd_keras.experiment import Checkpoints
-from spkd_keras.training import Interrupted, RunsFailedError, callbacks, checkpoints, run_experiment, train
+from spkd_keras.training import Interrupted, RunsFailedError, checkpoints, run_experiment, train
 from spkd_keras.training.callbacks import Recorder, Reporter
-from spkd_keras.training.interruption import Interruption
 
 pytestmark = pytest.mark.slow
 
@@ -130,93 +121,6 @@ def test_killed_and_started_again_with_labels_that_are_mixed(tmp_path):
             run_experiment(experiment, tmp_path / "runs")
     run_experiment(experiment, tmp_path / "runs")
     assert_same_run(whole, tmp_path / "runs" / "tiny" / "student-seed0")
-
-
-def test_the_state_is_written_every_ten_minutes(tmp_path):
-    experiment = tiny(tmp_path, "teacher=", "methods={student: []}", "data.batch_size=16", "schedule.epochs=1")
-    now, written, replace = [0.0], [], checkpoints.replace
-
-    def passes(*_, **__):
-        now[0] += 250  # seconds, before each of the six batches
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-        patch.setattr(checkpoints, "replace", lambda file, write: written.append(file.stem) or replace(file, write))
-        patch.setattr(Reporter, "on_train_batch_begin", passes)
-        run_experiment(experiment, tmp_path / "runs")
-    assert written == ["epoch-0-batch-3", "epoch-1-batch-0"]
-
-
-def test_a_run_that_begins_anew_has_no_earlier_conditions(teacher, tmp_path):
-    experiment, folder = three_epochs(tmp_path, teacher), tmp_path / "runs" / "tiny" / "sp-seed1"
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(experiment, tmp_path / "runs", Listener(stop_after=1))
-    shutil.rmtree(folder / "backup")
-    record = json.loads((folder / "environment.json").read_text())
-    (folder / "environment.json").write_text(json.dumps(record | {"intra_op_threads": 64, "earlier_conditions": ["a"]}))
-    listener = Listener(stop_after=1)
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(experiment, tmp_path / "runs", listener)
-    assert not listener.of("noticed")
-    assert json.loads((folder / "environment.json").read_text())["earlier_conditions"] == []
-
-
-def test_how_far_it_is_counts_from_where_it_went_on(teacher, tmp_path, monkeypatch):
-    experiment = three_epochs(tmp_path, teacher)
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Death):
-        patch.setattr(Reporter, "on_train_batch_begin", at_call(12, die, Reporter.on_train_batch_begin))
-        run_experiment(experiment, tmp_path / "runs")
-    heard, seconds = [], itertools.count()
-    listener = Listener()
-    listener.advanced = lambda run, done: heard.append(done)
-    monkeypatch.setattr(callbacks, "time", types.SimpleNamespace(monotonic=lambda: next(seconds)))
-    run_experiment(experiment, tmp_path / "runs", listener)
-    assert heard[0] == pytest.approx(1 + 4 / 6)  # of six batches an epoch
-    assert heard[-1] == pytest.approx(2 + 5 / 6)
-
-
-def test_what_one_process_meets_all_do(tmp_path):
-    asked, answers = [], iter([[1, 0, 0], [0, 0, 1]])
-    devices = types.SimpleNamespace(workers=2, chief=False, counts=lambda v: asked.append(v) or next(answers))
-    interruption = Interruption()
-    pointer = checkpoints.Checkpointer(tmp_path, Checkpoints(), 30, interruption, dict, print, devices)
-    assert pointer._agreed(False, 10)
-    assert not pointer._agreed(True, 11)  # not asked
-    interruption.received = signal.SIGINT
-    pointer._agreed(False, 20)
-    assert asked == [[0, 0, 0], [0, 1, 0]]
-    assert (interruption.received, pointer._stopping) == (signal.SIGTERM, True)
-
-
-def test_a_failure_after_going_on_names_its_batch_of_the_whole_epoch(teacher, tmp_path):
-    experiment, folder = three_epochs(tmp_path, teacher), tmp_path / "runs" / "tiny" / "sp-seed1"
-
-    def fails(*_, **__):
-        raise NotFiniteError(1, 0, ("gradient",))
-
-    for place, name, then, error in (
-        (Reporter, "on_train_batch_begin", at_call(12, die, Reporter.on_train_batch_begin), Death),
-        (train.Distiller, "fit", fails, RunsFailedError),
-    ):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(place, name, then)
-            with pytest.raises(error):
-                run_experiment(experiment, tmp_path / "runs")
-    found = json.loads((folder / "failure.json").read_text())
-    assert (found["epoch"], found["batch"]) == (2, 5)  # it went on from the fifth
-    assert found["images"] == data.batch_places(TRAIN_IMAGES, 16, 1, 1, 4).tolist()
-
-
-@pytest.mark.parametrize("place", [8, 60, 400])  # in the length of an array's header, in its shape, among its values
-def test_a_bit_anywhere_in_a_checkpoint_is_found(tmp_path, place):
-    file = tmp_path / "epoch-1-batch-0.npz"
-    np.savez(file, **{"state/0": np.arange(9000, dtype="float32")})
-    content = bytearray(file.read_bytes())
-    start = content.index(b"\x93NUMPY")
-    content[start + place] ^= 2
-    file.write_bytes(content)
-    with pytest.raises(checkpoints.DAMAGES):
-        checkpoints._read(file)
 
 
 @pytest.mark.parametrize("damage", ["one bit", "both"])

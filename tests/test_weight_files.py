@@ -150,3 +150,8 @@ def test_weights_of_no_known_kind(weights):
     with pytest.raises(ValueError, match=r"`weights` must be .*Received: weights=") as caught:
         SMALL["wide_resnet"](weights=weights)
     assert "\n" not in str(caught.value)
+
+
+def test_a_head_to_skip_needs_weights():
+    with pytest.raises(ValueError, match=r"`skip_head` says how .*Received: skip_head=True without weights"):
+        SMALL["resnet"](skip_head=True)

@@ -136,7 +136,8 @@ def prepare(
             config = tfds.download.DownloadConfig(manual_dir=manual_dir, extract_dir=extracted)
             builder.download_and_prepare(download_config=config)
     except OSError as error:
-        if manual_dir is None or error.errno is not None:  # the system's, and not what a reader says of an archive
+        # What has a number is the system's, and not what a reader says of an archive.
+        if manual_dir is None or error.errno is not None or isinstance(error, FileNotFoundError):
             raise
         raise ValueError(_broken(builder, manual_dir, error)) from error
     except Exception as error:  # whatever half an archive makes its reader raise

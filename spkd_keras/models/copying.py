@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from spkd_keras.models.graph import inputs_like
+from spkd_keras.models.graph import inputs_like, is_graph
 
 
 def copied(model: keras.Model, copy_layer: Callable[[layers.Layer], layers.Layer], purpose: str) -> keras.Model:
@@ -26,7 +26,8 @@ def copied(model: keras.Model, copy_layer: Callable[[layers.Layer], layers.Layer
         # An operation of keras.ops has no weights and no configuration to change.
         return copy_layer(layer) if isinstance(layer, layers.Layer) else layer
 
-    inputs = None if isinstance(model, keras.Sequential) else inputs_like(model.input)  # optional where they are
+    plain = isinstance(model, keras.Sequential) or not is_graph(model)
+    inputs = None if plain else inputs_like(model.input)  # optional where they are
     try:
         with _uncompiled(model):
             copy_of_model = keras.models.clone_model(model, inputs, clone_function=copy, recursive=True)
