@@ -77,6 +77,13 @@ def test_every_published_method_runs(load, tmp_path):
         assert student.count_params() == models.wide_resnet(16, 1, image_shape=(8, 8, 1)).count_params()
 
 
+def of_all_losses(**arguments):
+    """One Distiller of every loss."""
+    model = Distiller(small_network(8), small_network(4), [Term(kind()) for kind in LOSSES.values()], 0.0)
+    model.compile("sgd", cross_entropy(), **arguments)
+    return model
+
+
 def distilled_digits(name, rate, **arguments):
     """A WideResNet-16-1 to train from a WideResNet-16-2 by one loss alone."""
     teacher = models.wide_resnet(16, 2, image_shape=(8, 8, 1))
@@ -99,33 +106,21 @@ def test_a_term_falls_on_a_fixed_batch(name):
     assert values[-1] < values[0] - 0.1 * abs(values[0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LOSSES)
-def test_an_epoch_run_eagerly(name):
-    train, _ = digits()
-    model = distilled_digits(name, rate=0.001, run_eagerly=True)
-    values = model.fit(train.pixels[:64], train.labels[:64], batch_size=32, verbose=0).history[name]
-    assert np.isfinite(values).all()
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_in_mixed_precision(name, policy):
+@pytest.mark.parametrize(
+    ("policy", "arguments"), [("mixed_float16", {}), ("mixed_bfloat16", {}), ("float32", {"run_eagerly": True})]
+)
+def test_every_loss_in_mixed_precision_and_eagerly(policy, arguments):
     keras.config.set_dtype_policy(policy)
-    model = distiller(LOSSES[name]())
-    model.compile("sgd", cross_entropy())
-    x, y = images(16)
-    value = model.fit(x, y, batch_size=8, verbose=0).history[name][0]
-    keras.config.set_dtype_policy("float32")
-    assert np.isfinite(value)
+    model = of_all_losses(**arguments)
+    history = model.fit(*images(16), batch_size=8, verbose=0).history
+    assert set(LOSSES) < set(history)
+    assert all(np.isfinite(values).all() for values in history.values())
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_files_keep_the_loss_and_its_adapter(name, tmp_path):
-    model = distiller(LOSSES[name]())
-    model.compile("sgd", cross_entropy())
-    x, y = images(16)
+@pytest.mark.slow
+def test_files_keep_every_loss_and_its_adapter(tmp_path):
+    model, (x, y) = of_all_losses(), images(16)
     model.fit(x, y, batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")

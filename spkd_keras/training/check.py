@@ -12,7 +12,7 @@ import numpy as np
 
 from spkd_keras import data, models
 from spkd_keras.distiller import Distiller, compared_layers, gathered_bytes
-from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
+from spkd_keras.experiment import TEACHER, Experiment, ExperimentError, Schedule
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check_methods import PartRow, check_method
@@ -251,7 +251,7 @@ def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Fin
         )
         for place, schedule in schedules.items()
         # The default ones are for no number of epochs in particular.
-        if "drops" in schedule.model_fields_set
+        if schedule.drops != Schedule().drops
         and (late := [when for when in schedule.drops if schedule.epoch_of(when) >= schedule.epochs])
     ]
 
