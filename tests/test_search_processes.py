@@ -36,7 +36,7 @@ from spkd_keras.search.distributed import (
     variables,
     wait_for_chief,
 )
-from spkd_keras.training.folder import write_json
+from spkd_keras.training.folder import StorageError, write_json
 from spkd_keras.training.interruption import Interruption
 
 SLOW = pytest.mark.slow
@@ -257,6 +257,22 @@ def test_a_worker_that_dies_again_and_again_ends_the_search(tmp_path, monkeypatc
         leader = chief.Chief(search._tuner(), tmp_path, Listener(), search.interruption)
         with pytest.raises(SearchFailedError, match=r"worker0 died 2 times, .*no trial ended.*There is no life here"):
             leader.lead(1, dying)
+
+
+def without_room(observer, interruption):
+    """The job of a worker that meets what another one would meet too."""
+    raise StorageError("The disk is full.")
+
+
+@SLOW
+def test_a_full_disk_ends_the_search_at_once(tmp_path):
+    search, listener = tiny_search(tmp_path, GAMMA, trials=2), Listener()
+    with variables("chief", "127.0.0.1", *free_ports(1)):
+        leader = chief.Chief(search._tuner(), tmp_path, listener, search.interruption)
+        with pytest.raises(StorageError) as caught:
+            leader.lead(1, without_room)
+    assert str(caught.value) == "The disk is full."
+    assert listener.of("noticed") == []
 
 
 def test_deaths_are_counted_from_the_last_trial_that_ended(tmp_path, monkeypatch):
