@@ -11,7 +11,6 @@ from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.results import TrialResult, best_experiment
 from spkd_keras.search.tuner import trial_name
 from spkd_keras.training.run import RunsFailedError, run_experiment
-from spkd_keras.training.teacher_run import with_trained_teacher
 
 FIRST = trial_name("0")
 
@@ -85,8 +84,7 @@ def _errors(
     """Does the runs of a point; returns the error of each seed, and adds why those that failed did."""
     point = best_experiment(hypermodel, values, seeds)
     method = hypermodel.space.method(values)
-    if hypermodel.needs_teacher:
-        point = with_trained_teacher(point, hypermodel.out / hypermodel.experiment.name)
+    point = hypermodel.with_its_teacher(point)
     point = point.model_copy(update={"name": _slug(name), "methods": {method: point.methods[method]}})
     failed: dict[str, str] = {}
     try:

@@ -25,7 +25,7 @@ from spkd_keras.training.build import (
 )
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import EVALUATION_BATCH
-from spkd_keras.training.teacher_run import prepared_teacher
+from spkd_keras.training.teacher_run import prepared_teacher, with_trained_teacher
 
 
 class DistillationHyperModel(keras_tuner.HyperModel):
@@ -91,6 +91,10 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             return None
         tf.config.experimental.enable_op_determinism()
         return prepared_teacher(self.experiment, self.out, self.splits, self.observer, self.interruption)
+
+    def with_its_teacher(self, point: Experiment) -> Experiment:
+        """Returns a point whose teacher is the one that the trials had, as a file; as it is if they had none."""
+        return with_trained_teacher(point, self.out / self.experiment.name) if self.needs_teacher else point
 
     def declare(self, hp: keras_tuner.HyperParameters) -> None:
         """Declares all that varies. What belongs to a method counts only where that method is chosen."""

@@ -20,7 +20,6 @@ from spkd_keras.experiment import (
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.tuner import OUTCOME, anew, read_outcome, trial_name
 from spkd_keras.training.folder import write_text
-from spkd_keras.training.teacher_run import with_trained_teacher
 
 NO_REASON = "its process ended, or its value is no number"
 BEST = "best.yaml"
@@ -123,8 +122,6 @@ def best_experiment(hypermodel: DistillationHyperModel, values: dict[str, Any], 
 def same_teacher(hypermodel: DistillationHyperModel, point: Experiment) -> Experiment:
     """Lets a point have the teacher that the trials had: its file, where the point would train another one."""
     before, after = hypermodel.experiment.teacher_training(), point.teacher_training()
-    if not hypermodel.needs_teacher:
-        return point  # nobody trained it
     if before is None or after is None or not differences(before, after):
         return point
-    return with_trained_teacher(point, hypermodel.out / hypermodel.experiment.name)
+    return hypermodel.with_its_teacher(point)

@@ -19,7 +19,7 @@ from spkd_keras.training.check_methods import PartRow, check_method
 from spkd_keras.training.check_teacher import check_teacher
 from spkd_keras.training.cost import RunCost, measure
 from spkd_keras.training.findings import Finding, worst_first
-from spkd_keras.training.folder import RunFolder
+from spkd_keras.training.folder import RunFolder, run_folders
 from spkd_keras.training.teacher_run import check_fingerprint
 
 BATCHES = 2
@@ -209,7 +209,7 @@ def _occupied(experiment: Experiment, training: Experiment | None, splits: data.
         reason = f"{place} is {'not writable' if place.is_dir() else 'a file'}"
         found = f"the output folder cannot be written to: {root} ({reason})."
         return [Finding("stop", "out", found, "Choose another with --out.")]
-    folders = ([RunFolder(root, training)] if training else []) + _folders(experiment, root)
+    folders = ([RunFolder(root, training)] if training else []) + run_folders(root, experiment)
     try:
         for folder in folders:
             folder.check_owner()
@@ -224,14 +224,10 @@ def _occupied(experiment: Experiment, training: Experiment | None, splits: data.
 def _of_another_teacher(experiment: Experiment, teacher: keras.Model, root: Path) -> list[Finding]:
     """Looks whether runs that are there were distilled from this teacher, as `run_experiment` does."""
     try:
-        check_fingerprint(models.fingerprint(teacher), _folders(experiment, root))
+        check_fingerprint(models.fingerprint(teacher), run_folders(root, experiment))
     except ExperimentError as error:
         return [Finding("stop", "out", str(error))]
     return []
-
-
-def _folders(experiment: Experiment, root: Path) -> list[RunFolder]:
-    return [RunFolder(root, experiment.single(m, seed)) for seed in experiment.seeds for m in experiment.methods]
 
 
 def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Finding]:

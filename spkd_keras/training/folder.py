@@ -164,6 +164,13 @@ class RunFolder:
         check_writable(self.backup)
 
 
+def run_folders(root: Path, experiment: Experiment) -> list[RunFolder]:
+    """Returns the folders of an experiment's runs, in the order in which they are done; without the teacher's."""
+    return [
+        RunFolder(root, experiment.single(method, seed)) for seed in experiment.seeds for method in experiment.methods
+    ]
+
+
 @functools.cache  # all runs of an experiment ask for the same one
 def _fingerprint(path: str, modified: int | None) -> str:
     del modified  # another file has another fingerprint

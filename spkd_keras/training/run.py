@@ -16,7 +16,7 @@ from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
 from spkd_keras.training.devices import Devices
-from spkd_keras.training.folder import RunFolder, check_writable, not_left_empty
+from spkd_keras.training.folder import RunFolder, check_writable, not_left_empty, run_folders
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.parallel import run_in_processes
 from spkd_keras.training.teacher_run import check_fingerprint, load_teacher, train_teacher
@@ -92,9 +92,7 @@ def _run_into(
     root = out / experiment.name
     training = experiment.teacher_training()
     teacher_run = None if training is None else RunFolder(root, training)
-    runs = [
-        RunFolder(root, experiment.single(method, seed)) for seed in experiment.seeds for method in experiment.methods
-    ]
+    runs = run_folders(root, experiment)
     every = [teacher_run, *runs] if teacher_run else runs
     for folder in every:
         folder.check_owner()
