@@ -207,6 +207,7 @@ def test_what_need_not_be_prepared(name):
     result = call("data", "prepare", name)
     assert result.exit_code == 2
     assert "needs no preparation" in result.stderr
+    assert f"Did you mean {name}" not in result.stderr
 
 
 @pytest.mark.slow

@@ -296,9 +296,6 @@ def redone(finished, tmp_path_factory):
     root = shutil.copytree(finished.root, folder / "tiny")
     shutil.rmtree(root / "kd-seed0")
     (root / "sp-seed0" / "summary.json").unlink()
-    # So that seconds of the first training would be seen in the second's.
-    environment = root / "sp-seed0" / "environment.json"
-    environment.write_text(json.dumps(json.loads(environment.read_text()) | {"training_seconds": 1e6}))
     before, listener = content(root), Listener()
     assert run_experiment(finished.experiment, folder, listener) == root
     return Redone(root, before, listener)

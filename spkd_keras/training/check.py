@@ -3,7 +3,8 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def check_experiment(
     splits = splits or build.load_data(experiment.data)
     training = experiment.teacher_training()
     trained = teacher is not None or training is None
-    check.findings += _occupied(experiment, training, splits, Path(out) / experiment.name)
+    root = Path(out) / experiment.name
+    _look_at_runs(check, experiment, training, splits, root)
     check.findings += _late_drops(experiment, None if trained else training)
     if teacher is None and experiment.teacher is not None:
         keras.utils.set_random_seed(0)
@@ -120,7 +122,9 @@ def check_experiment(
     if teacher is not None and trained:
         observer.checking("the teacher")
         check.teacher, found = check_teacher(teacher, *_images(batches), list(splits.train.class_names))
-        check.findings += found + _of_another_teacher(experiment, teacher, Path(out) / experiment.name)
+        check.findings += found
+        with _stopping(check, "out"):  # runs of another teacher
+            check_fingerprint(models.fingerprint(teacher), run_folders(root, experiment))
     for name in list(check.runs):
         observer.checking(f"the method {name}")
         distiller = _check_one(check, experiment.single(name, seed), splits, teacher, batches, trained)
@@ -132,13 +136,13 @@ def check_experiment(
         distiller = build.build_distiller(None, network, training, TEACHER)
         check.costs[TEACHER] = measure(distiller, dataset, splits, training)
         check.runs[TEACHER] = 1
-    if trained:
-        check.findings += _unfit_cache(experiment, splits, teacher, Path(out) / experiment.name)
-    if cost and teacher is not None and (spec := experiment.teacher_cache):
-        try:
-            check.cache = cached_teacher.size_of(experiment, spec, Path(out) / experiment.name, splits, teacher)
-        except ExperimentError as error:
-            check.findings.append(Finding("stop", "teacher.cache", str(error).removeprefix("teacher.cache: ")))
+    spec = experiment.teacher_cache
+    if teacher is not None and spec is not None:
+        with _stopping(check, "teacher.cache"):
+            if trained and cached_teacher.folder_of(spec, root).exists():
+                cached_teacher.opened(experiment, spec, root, splits, models.fingerprint(teacher))
+            if cost:
+                check.cache = cached_teacher.size_of(experiment, spec, root, splits, teacher)
     if check.cache:
         size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
         check.findings.append(Finding("note", "teacher.cache", size))
@@ -190,44 +194,32 @@ def _check_one(
     return distiller
 
 
-def _unfit_cache(experiment: Experiment, splits: data.Splits, teacher: keras.Model | None, root: Path) -> list[Finding]:
-    """Looks whether a cache that is there is the one that all methods can be trained from."""
-    spec = experiment.teacher_cache
-    if teacher is None or spec is None or not cached_teacher.folder_of(spec, root).exists():
-        return []
+@contextmanager
+def _stopping(check: Check, place: str) -> Iterator[None]:
+    """Makes a finding of what would be refused."""
     try:
-        cached_teacher.opened(experiment, spec, root, splits, models.fingerprint(teacher))
+        yield
     except ExperimentError as error:
-        return [Finding("stop", "teacher.cache", str(error).removeprefix("teacher.cache: "))]
-    return []
+        check.findings.append(Finding("stop", place, str(error).removeprefix(f"{place}: ")))
 
 
-def _occupied(experiment: Experiment, training: Experiment | None, splits: data.Splits, root: Path) -> list[Finding]:
+def _look_at_runs(
+    check: Check, experiment: Experiment, training: Experiment | None, splits: data.Splits, root: Path
+) -> None:
     """Looks for what `run_experiment` refuses of the folder of the runs; one finding, as it tells the first alone."""
     place = _existing(root)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         reason = f"{place} is {'not writable' if place.is_dir() else 'a file'}"
         found = f"the output folder cannot be written to: {root} ({reason})."
-        return [Finding("stop", "out", found, "Choose another with --out.")]
+        check.findings.append(Finding("stop", "out", found, "Choose another with --out."))
+        return
     folders = ([RunFolder(root, training)] if training else []) + run_folders(root, experiment)
-    try:
+    with _stopping(check, "out"):
         for folder in folders:
             folder.check_owner()
         digest = splits.digest()
         for folder in folders:
             folder.check_data(digest)
-    except ExperimentError as error:
-        return [Finding("stop", "out", str(error))]
-    return []
-
-
-def _of_another_teacher(experiment: Experiment, teacher: keras.Model, root: Path) -> list[Finding]:
-    """Looks whether runs that are there were distilled from this teacher, as `run_experiment` does."""
-    try:
-        check_fingerprint(models.fingerprint(teacher), run_folders(root, experiment))
-    except ExperimentError as error:
-        return [Finding("stop", "out", str(error))]
-    return []
 
 
 def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Finding]:
