@@ -33,11 +33,10 @@ def find_pictures(patterns: Sequence[str | Path]) -> tuple[list[Path], list[dict
     problems: list[dict[str, str]] = []
     for pattern in map(str, patterns):
         try:
-            files, problem = _files(pattern, problems)
-        except OSError as error:  # a name that is too long, a folder that may not be looked into
-            files, problem = [], f"cannot be read: {error.strerror}"
-        if problem:
-            problems.append({"file": pattern, "problem": problem})
+            files, wrong = _files(pattern)
+        except OSError as error:  # a name that is too long
+            files, wrong = [], {pattern: f"cannot be read: {error.strerror}"}
+        problems += [{"file": file, "problem": problem} for file, problem in wrong.items()]
         found |= dict.fromkeys(files)
     if not found:
         said = "\n".join(f"{problem['file']} {problem['problem']}." for problem in problems)
@@ -45,25 +44,24 @@ def find_pictures(patterns: Sequence[str | Path]) -> tuple[list[Path], list[dict
     return list(found), problems
 
 
-def _files(pattern: str, problems: list[dict[str, str]]) -> tuple[list[Path], str]:
-    """Returns the files that one name or pattern means, and what is wrong with it if there are none.
-
-    What may not be looked into below a folder is added to the problems; `rglob` would pass over it.
-    """
+def _files(pattern: str) -> tuple[list[Path], dict[str, str]]:
+    """Returns the files that one name or pattern means, and what is wrong: with it, or with folders below it."""
     path = Path(pattern)
     if path.is_dir():
-        refused: list[OSError] = []
+        refused: list[OSError] = []  # what `rglob` would pass over
         inside = [Path(root) / name for root, _, names in os.walk(path, onerror=refused.append) for name in names]
-        problems += [{"file": error.filename, "problem": f"cannot be read: {error.strerror}"} for error in refused]
         files = sorted(file for file in inside if file.suffix.lower() in SUFFIXES)
-        return files, "" if files or refused else f"has no pictures ({', '.join(SUFFIXES)})"
+        if files or refused:
+            return files, {error.filename: f"cannot be read: {error.strerror}" for error in refused}
+        return [], {pattern: f"has no pictures ({', '.join(SUFFIXES)})"}
     if path.exists():
-        return [path], ""
+        return [path], {}
     fitting = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     files = [file for file in fitting if not os.path.isdir(file)]
     if files:
-        return files, ""
-    return [], "fits folders alone: give one of them, or a pattern for files" if fitting else "does not exist"
+        return files, {}
+    problem = "fits folders alone: give one of them, or a pattern for files" if fitting else "does not exist"
+    return [], {pattern: problem}
 
 
 def read_file(path: Path, image_shape: tuple[int, int, int], resize: str | None) -> np.ndarray:
