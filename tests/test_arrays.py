@@ -53,6 +53,7 @@ def test_the_next_fit_has_other_batches() -> None:
     keras.utils.set_random_seed(1)
     first, second = (in_new_orders(np.arange(COUNT), None, COUNT, {}, first_epoch)[0] for _ in range(2))
     assert list(first.as_numpy_iterator().next()) != list(second.as_numpy_iterator().next())
+    assert first.options().autotune.enabled is False
 
 
 def test_the_images_that_are_held_out_are_those_of_keras() -> None:

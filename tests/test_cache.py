@@ -55,6 +55,7 @@ def test_batches_carry_what_the_teacher_gives_for_their_images(store, tolerance,
     cache = compute(tmp_path / "cache", teacher, [sp()], images, batch_size=8, augmentation=CIFAR, views=2, store=store)
     clock = EpochClock()
     dataset, plain = cache.batches(images, 8, 3, clock), data.training_batches(images, 8, 3, clock)
+    assert dataset.options().autotune.enabled is False
     tapped = keras.Model(teacher.input, [teacher.get_layer("stage2").output, teacher.output])
     epochs = [of_epoch(dataset, clock, epoch) for epoch in range(3)]
     for epoch, batches in enumerate(epochs):

@@ -19,6 +19,7 @@ from spkd_keras.data import (
     evaluation_batches,
     load,
     training_batches,
+    view_batches,
 )
 
 COUNT = 22  # of images: not a multiple of a batch
@@ -266,3 +267,14 @@ def test_the_validation_split_may_be_what_is_reported(tmp_path):
     photo_folder(tmp_path, {"train": 10, "validation": 2, "test": 3})
     parts = load("image_folder", path=str(tmp_path), image_size=16, test="validation")
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (18, 2, 4)
+
+
+def test_the_end_of_an_epoch_does_not_wait_for_autotuning():
+    """`test_workarounds.py` shows the wait, and that it is gone without."""
+    images, clock = noise(COUNT, 16), EpochClock()
+    for batches in (
+        training_batches(images, BATCH, 3, clock),
+        view_batches(images, BATCH, 3, clock, Augmentation("cifar"), views=2, view_seed=1),
+        evaluation_batches(images, BATCH),
+    ):
+        assert batches.options().autotune.enabled is False

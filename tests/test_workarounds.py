@@ -1,6 +1,9 @@
 """What Keras and others do that the package works round. Where one of these fails, what is named there can go."""
 
+import os
+import time
 import warnings
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pytest
 import tensorflow as tf
 from networks import images, small_network
 from packaging.requirements import Requirement
+
+from spkd_keras.data import prefetched
 
 
 def test_a_loss_of_keras_still_forgets_its_dtype() -> None:
@@ -109,3 +114,43 @@ def test_keras_still_saves_what_dir_finds(tmp_path: Path) -> None:
     holder(images(2)[0])
     holder.save_weights(tmp_path / "holder.weights.h5")
     assert (tmp_path / "holder.weights.h5").stat().st_size > 4 * teacher.count_params()
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """All threads of this process on one core, where whoever is woken finds it taken."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("needs Linux, to choose the cores")
+    cores = os.sched_getaffinity(0)
+    threads = Path("/proc/self/task")
+
+    def keep_to(those: set[int]) -> None:
+        for thread in threads.iterdir():
+            os.sched_setaffinity(int(thread.name), those)
+
+    keep_to({min(cores)})
+    yield
+    keep_to(cores)
+
+
+def waits(batches: tf.data.Dataset, tries: int) -> bool:
+    """Whether deleting an iterator that was used for 0.7 s takes long, in one of so many tries."""
+
+    def seconds_to_end() -> float:
+        iterator = iter(batches.repeat())
+        start = time.perf_counter()
+        while time.perf_counter() < start + 0.7:
+            next(iterator)
+        start = time.perf_counter()
+        del iterator
+        return time.perf_counter() - start
+
+    return any(seconds_to_end() > 0.3 for _ in range(tries))
+
+
+@pytest.mark.usefixtures("one_core")
+def test_the_end_of_an_iterator_still_waits_until_autotuning_wakes_up() -> None:
+    """`data.prefetched` turns it off. Here it sleeps from 0.63 s to 1.27 s, and misses most of its calls."""
+    numbers = tf.data.Dataset.range(100).map(lambda number: number + 1, tf.data.AUTOTUNE)
+    assert waits(numbers.prefetch(tf.data.AUTOTUNE), tries=10)
+    assert not waits(prefetched(numbers), tries=3)

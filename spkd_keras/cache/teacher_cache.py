@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from spkd_keras.cache.manifest import Manifest, data_digest
 from spkd_keras.cache.shards import ShardReader
-from spkd_keras.data import AnyImages, Augmentation, EpochClock, view_batches
+from spkd_keras.data import AnyImages, Augmentation, EpochClock, prefetched, view_batches
 from spkd_keras.distiller import Cached, StandIn
 
 
@@ -104,4 +104,4 @@ class TeacherCache:
         views = view_batches(
             images, batch_size, seed, clock, Augmentation(manifest.augmentation), manifest.views, manifest.seed, skip
         )
-        return views.map(with_teacher).prefetch(tf.data.AUTOTUNE)
+        return prefetched(views.map(with_teacher))

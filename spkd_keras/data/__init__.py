@@ -8,6 +8,7 @@ from spkd_keras.data.pipeline import (
     batch_places,
     check_augmentation,
     evaluation_batches,
+    prefetched,
     training_batches,
     view_batches,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "evaluation_batches",
     "held_out",
     "load",
+    "prefetched",
     "training_batches",
     "view_batches",
 ]

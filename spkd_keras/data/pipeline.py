@@ -1,5 +1,6 @@
 """Images to batches, in an order that is a function of seed, epoch and position alone."""
 
+import os
 from typing import Any
 
 import keras
@@ -90,7 +91,7 @@ def training_batches(
         return mixer(pixels, labels, seeds[0])
 
     order = _one_epoch(places, max(0, count - skip * batch_size))
-    return _map(_taken(order, images, batch_size, augmentation.name), finished).prefetch(tf.data.AUTOTUNE)
+    return prefetched(_map(_taken(order, images, batch_size, augmentation.name), finished))
 
 
 def view_batches(
@@ -142,7 +143,7 @@ def view_batches(
     order = _one_epoch(places, max(0, count - skip * batch_size))
     taken = _taken(order.map(lambda place, seeds, number: (place, seeds)), images, batch_size, augmentation.name)
     numbered = tf.data.Dataset.zip(taken, order.map(lambda place, seeds, number: number).batch(batch_size))
-    return _map(numbered, lambda taken, numbers: (taken[0], taken[1], numbers)).prefetch(tf.data.AUTOTUNE)
+    return prefetched(_map(numbered, lambda taken, numbers: (taken[0], taken[1], numbers)))
 
 
 def _one_epoch(places: Any, count: int) -> tf.data.Dataset:
@@ -177,7 +178,7 @@ def evaluation_batches(images: AnyImages, batch_size: int, one_hot: bool = False
         del seeds
         return pixels, tf.one_hot(labels, classes) if one_hot else labels
 
-    return _map(_taken(order, images, batch_size, None), finished).prefetch(tf.data.AUTOTUNE)
+    return prefetched(_map(_taken(order, images, batch_size, None), finished))
 
 
 def _taken(order: tf.data.Dataset, images: AnyImages, batch_size: int, augmentation: str | None) -> tf.data.Dataset:
@@ -203,3 +204,16 @@ def _taken(order: tf.data.Dataset, images: AnyImages, batch_size: int, augmentat
 
 def _map(dataset: tf.data.Dataset, function: Any) -> tf.data.Dataset:
     return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def prefetched(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns batches that are made ahead of their use, by a pipeline that an epoch's end does not wait for.
+
+    tf.data's autotuning sleeps for 10 ms, then 20, 40 and so on up to a minute, and TensorFlow 2.21 wakes it before it
+    says that the iterator is gone. On busy cores it sees nothing, sleeps on, and whoever deleted the iterator waits:
+    each epoch of `fit` for up to as long again as the last one took. `tests/test_workarounds.py` says when this can go.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.autotune.initial_parallelism = os.cpu_count() or 1  # and so it stays, where AUTOTUNE is asked for
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spkd_keras.data import prefetched
+
 
 def in_new_orders(
     x: Any, y: Any, batch_size: int | None, options: dict[str, Any], epoch: Callable[[], int]
@@ -93,4 +95,4 @@ def _shuffled(arrays: Any, count: int, batch_size: int, epoch: Callable[[], int]
     places = places.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
     # An element and not a constant of the graph, which must be under 2 GB.
     held = tf.data.Dataset.from_tensors(arrays).repeat()
-    return tf.data.Dataset.zip(places, held).map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return prefetched(tf.data.Dataset.zip(places, held).map(batch, tf.data.AUTOTUNE))
