@@ -16,14 +16,14 @@ MODULES = {
 }
 LONGEST_FILE = 350
 
-FOUNDATION = {"experiment", "losses", "models", "optimizers", "observer", "ports"}
+FOUNDATION = {"experiment", "losses", "models", "optimizers", "observer", "ports", "prefetching"}
 LIBRARY = FOUNDATION | {"data", "distiller"}
 READERS = {"run_files", "report", "plots", "page"}
 # Each part of the package, and the parts that it may import besides itself.
 ALLOWED: dict[str, set[str]] = {
     **{part: set() for part in FOUNDATION},
     "data": FOUNDATION,
-    "distiller": {"losses", "models", "optimizers"},  # plain arguments only: no experiment
+    "distiller": {"losses", "models", "optimizers", "prefetching"},  # plain arguments only: no experiment
     "cache": FOUNDATION | {"data", "distiller"},
     "training": LIBRARY | {"cache"},
     "search": LIBRARY | READERS | {"cache", "training"},

@@ -14,7 +14,7 @@ import tensorflow as tf
 from networks import images, small_network
 from packaging.requirements import Requirement
 
-from spkd_keras.data import prefetched
+from spkd_keras.prefetching import prefetched
 
 
 def test_a_loss_of_keras_still_forgets_its_dtype() -> None:
@@ -150,7 +150,7 @@ def waits(batches: tf.data.Dataset, tries: int) -> bool:
 
 @pytest.mark.usefixtures("one_core")
 def test_the_end_of_an_iterator_still_waits_until_autotuning_wakes_up() -> None:
-    """`data.prefetched` turns it off. Here it sleeps from 0.63 s to 1.27 s, and misses most of its calls."""
+    """`prefetched` turns it off. Here it sleeps from 0.63 s to 1.27 s, and misses most of its calls."""
     numbers = tf.data.Dataset.range(100).map(lambda number: number + 1, tf.data.AUTOTUNE)
     assert waits(numbers.prefetch(tf.data.AUTOTUNE), tries=10)
     assert not waits(prefetched(numbers), tries=3)

@@ -8,11 +8,11 @@ from spkd_keras.data.pipeline import (
     batch_places,
     check_augmentation,
     evaluation_batches,
-    prefetched,
     training_batches,
     view_batches,
 )
 from spkd_keras.data.splits import AnyImages, Images, Photos, Splits, check_images, held_out
+from spkd_keras.prefetching import prefetched
 
 __all__ = [
     "DATASETS",

@@ -1,6 +1,5 @@
 """Images to batches, in an order that is a function of seed, epoch and position alone."""
 
-import os
 from typing import Any
 
 import keras
@@ -9,6 +8,7 @@ import tensorflow as tf
 
 from spkd_keras.data.augmentation import Augmentation, Mixer, central_crop, crop_and_flip, random_resized_crop
 from spkd_keras.data.splits import AnyImages, Images, Photos
+from spkd_keras.prefetching import prefetched
 
 
 class EpochClock(keras.callbacks.Callback):
@@ -204,16 +204,3 @@ def _taken(order: tf.data.Dataset, images: AnyImages, batch_size: int, augmentat
 
 def _map(dataset: tf.data.Dataset, function: Any) -> tf.data.Dataset:
     return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-
-def prefetched(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Returns batches that are made ahead of their use, by a pipeline that an epoch's end does not wait for.
-
-    tf.data's autotuning sleeps for 10 ms, then 20, 40 and so on up to a minute, and TensorFlow 2.21 wakes it before it
-    says that the iterator is gone. On busy cores it sees nothing, sleeps on, and whoever deleted the iterator waits:
-    each epoch of `fit` for up to as long again as the last one took. `tests/test_workarounds.py` says when this can go.
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.autotune.initial_parallelism = os.cpu_count() or 1  # and so it stays, where AUTOTUNE is asked for
-    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spkd_keras.data import prefetched
+from spkd_keras.prefetching import prefetched
 
 
 def in_new_orders(
