@@ -1,6 +1,8 @@
 """What Keras and others do that the package works round. Where one of these fails, what is named there can go."""
 
 import os
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -154,3 +156,15 @@ def test_the_end_of_an_iterator_still_waits_until_autotuning_wakes_up() -> None:
     numbers = tf.data.Dataset.range(100).map(lambda number: number + 1, tf.data.AUTOTUNE)
     assert waits(numbers.prefetch(tf.data.AUTOTUNE), tries=10)
     assert not waits(prefetched(numbers), tries=3)
+
+
+@pytest.mark.slow
+def test_no_pipeline_loses_its_threads_where_operations_must_be_deterministic(tmp_path: Path) -> None:
+    """Where the control keeps them, `EpochClock.read` and `stateful=False` can go."""
+    script = Path(__file__).with_name("deterministic_pipelines.py")
+    said = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_VMODULE": "make_deterministic=2"}
+    done = subprocess.run([sys.executable, script, tmp_path], env=said, capture_output=True, text=True, check=True)
+    _, *parts = done.stderr.split("--- ")
+    lose = {part.partition("\n")[0]: "introduces nondeterminism through asynchrony" in part for part in parts}
+    assert [name for name in lose if lose[name]] == ["control"]
+    assert len(lose) == 14

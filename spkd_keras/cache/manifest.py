@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from spkd_keras.cache.sketch import SketchError
-from spkd_keras.data import AnyImages, Images
+from spkd_keras.data import AnyImages, Images, prefetched
 
 FORMAT = 2
 FILE = "manifest.json"
@@ -157,7 +157,7 @@ def _data_digest(images: AnyImages) -> str:
     if isinstance(images, Images):
         digest.update(np.ascontiguousarray(images.pixels).tobytes())
     else:
-        files = tf.data.Dataset.from_tensor_slices(images.numbers).map(images.read, tf.data.AUTOTUNE)
+        files = prefetched(tf.data.Dataset.from_tensor_slices(images.numbers).map(images.read, tf.data.AUTOTUNE))
         for content in files.as_numpy_iterator():
             digest.update(hashlib.sha256(content).digest())  # so that no byte moves from one file to the next unseen
     digest.update(str(images.image_shape).encode())

@@ -49,7 +49,8 @@ def tune(
     """Search what varies in an experiment, by its error on held-out images, and write the best as `best.yaml`.
 
     A field varies where the file has `{choice: [16, 22]}`, `{float: [1, 10000], log: true}` or `{int: [1, 4]}` in place
-    of its value. The first trial is the given point: `default` in these, else the published value of a range, the first of a choice.
+    of its value. The first trial is the given point: `default` in these, else the published value of a range, or the
+    first of a choice.
 
     Whatever ended it, the same command continues. With KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and
     KERASTUNER_ORACLE_PORT set, the same command is the chief (an id with `chief` in it) or a worker of a search over

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from spkd_keras.data.augmentation import decode
 from spkd_keras.data.splits import Photos
+from spkd_keras.prefetching import prefetched
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 NOT_READ = (".avif", ".heic", ".jfif", ".jp2", ".tif", ".tiff", ".webp")  # to pass over them would be to lose images
@@ -124,10 +125,10 @@ def _check_readable(files: Sequence[Path]) -> None:
     """Decodes every file, which takes about as long as an epoch of reading them."""
 
     def is_readable(name: Any) -> Any:
-        return tf.numpy_function(_is_readable, [name], tf.bool)
+        return tf.numpy_function(_is_readable, [name], tf.bool, stateful=False)
 
     names = tf.data.Dataset.from_tensor_slices([os.fsencode(file) for file in files])
-    readable = names.map(is_readable, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    readable = prefetched(names.map(is_readable, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True))
     broken = [shown(file) for file, good in zip(files, readable.as_numpy_iterator(), strict=True) if not good]
     if broken:
         more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""

@@ -27,6 +27,15 @@ class EpochClock(keras.callbacks.Callback):
         del logs
         self.epoch.assign(epoch)
 
+    def read(self, element: Any) -> Any:
+        """Returns the epoch, in the graph of a pipeline that has come to this element.
+
+        Where operations must be deterministic, TensorFlow (2.21) takes the prefetching and the threads from a pipeline
+        with an operation that has state, as reading a variable is. `tests/test_workarounds.py` says when this can go.
+        """
+        epoch = tf.numpy_function(lambda _: self.epoch.numpy(), [element], tf.int64, stateful=False)
+        return tf.ensure_shape(epoch, ())
+
 
 def check_augmentation(images: AnyImages, augmentation: Augmentation) -> None:
     """Checks that an augmentation can be done to images.
@@ -80,8 +89,8 @@ def training_batches(
     check_augmentation(images, augmentation)
     count, classes, mixer = len(images), len(images.class_names), Mixer(augmentation)
 
-    def places(_: Any) -> tf.data.Dataset:
-        key = tf.stack([seed, clock.epoch])
+    def places(element: Any) -> tf.data.Dataset:
+        key = tf.stack([seed, clock.read(element)])
         order = _order(count, key)
         seeds = tf.random.stateless_uniform([count, 2], tf.random.fold_in(key, 1), None, None, tf.int32)
         return tf.data.Dataset.from_tensor_slices((order, seeds)).skip(skip * batch_size)
@@ -132,11 +141,12 @@ def view_batches(
         )
     count = len(images)
 
-    def places(_: Any) -> tf.data.Dataset:
-        view = tf.math.floormod(clock.epoch, views)
+    def places(element: Any) -> tf.data.Dataset:
+        epoch = clock.read(element)
+        view = tf.math.floormod(epoch, views)
         # Of all views as one epoch each, so that more views are the same ones and others.
         seeds = tf.random.stateless_uniform([count, 2], tf.stack([view_seed, view]), None, None, tf.int32)
-        order = tf.range(count) if seed is None else _order(count, tf.stack([seed, clock.epoch]))
+        order = tf.range(count) if seed is None else _order(count, tf.stack([seed, epoch]))
         numbers = view * count + tf.cast(order, tf.int64)
         return tf.data.Dataset.from_tensor_slices((order, tf.gather(seeds, order), numbers)).skip(skip * batch_size)
 

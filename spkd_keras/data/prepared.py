@@ -116,7 +116,7 @@ def _photos(builder: Any, split: str, image: str, label: str, class_names: tuple
         labels = np.array([examples[index][label] for index in range(count)], np.int64)
 
         def read(number: Any) -> Any:
-            encoded = tf.numpy_function(lambda index: examples[int(index)][image], [number], tf.string)
+            encoded = tf.numpy_function(lambda index: examples[int(index)][image], [number], tf.string, stateful=False)
             return tf.ensure_shape(encoded, ())
 
         return Photos(read, np.arange(count), labels, class_names, size)
