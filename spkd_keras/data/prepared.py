@@ -1,5 +1,6 @@
 """Reading what TFDS has prepared."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -82,12 +83,15 @@ def _in_memory(builder: Any, split: str, image: str, label: str, class_names: tu
     count = builder.info.splits[split].num_examples
     shape = builder.info.features[image].shape
     pixels, labels, start = np.empty((count, *shape), np.uint8), np.empty(count, np.int64), 0
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])  # made once, for all batches
+    def decoded(encoded: Any) -> Any:
+        one = functools.partial(decode, channels=shape[-1])
+        return tf.map_fn(one, encoded, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+
     for encoded, batch_labels in _batches(builder, split, image, label):
-        images = tf.data.Dataset.from_tensor_slices(encoded).map(
-            lambda one: decode(one, channels=shape[-1]), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
         end = start + len(batch_labels)
-        pixels[start:end] = next(images.batch(len(batch_labels)).as_numpy_iterator())
+        pixels[start:end] = decoded(tf.constant(encoded))
         labels[start:end] = batch_labels
         start = end
     if start != count:

@@ -6,8 +6,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from scipy.optimize import linear_sum_assignment
 
+from spkd_keras import data
 from spkd_keras.training.findings import Finding
 
 SIGMAS = 3  # beyond what chance does to so few images
@@ -66,7 +68,8 @@ def check_teacher(
 
 
 def _outputs(teacher: keras.Model, pixels: np.ndarray) -> np.ndarray:
-    return np.asarray(teacher.predict(pixels, batch_size=BATCH, verbose=0), dtype="float32")
+    batches = data.prefetched(tf.data.Dataset.from_tensor_slices(pixels).batch(BATCH))
+    return np.asarray(teacher.predict(batches, verbose=0), dtype="float32")
 
 
 def _better_pixels(teacher: keras.Model, pixels: np.ndarray, labels: np.ndarray, above: float) -> Finding | None:
