@@ -1,6 +1,7 @@
 """Goes through pipelines where operations must be deterministic, and prints the name of each to standard error.
 
-With `TF_CPP_VMODULE=make_deterministic=2` TensorFlow says between the names what it takes the threads from.
+With `TF_CPP_VMODULE=make_deterministic=2` TensorFlow says between the names what it takes the threads from. It prepares
+a data set in `TFDS_DATA_DIR`.
 """
 
 import sys
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import tensorflow as tf
 from networks import small_network
-from pictures import noise, photo_folder
+from pictures import DTD_ARCHIVE, archive, dtd_members, noise, photo_folder
 
 from spkd_keras import Term, cache, losses
 from spkd_keras.data import Augmentation, EpochClock, evaluation_batches, load, training_batches
+from spkd_keras.data.prepare import prepare
 
 AUGMENTATIONS = {
     "none": Augmentation(),
@@ -28,6 +30,9 @@ def main(folder: Path) -> None:
     photos = load("image_folder", path=str(folder / "photos"), image_size=24, validation=0).train
     arrays, clock, teacher = noise(8, 8), EpochClock(), small_network()
     cifar, imagenet = Augmentation("cifar"), Augmentation("imagenet")
+    archive(folder / DTD_ARCHIVE, dtd_members())
+    prepare("dtd/fold1", manual_dir=folder)
+    prepared = load("dtd/fold1", image_size=24).train
     grey = noise(8, 8, channels=1)
     kept = cache.compute(folder / "cache", teacher, [Term(losses.SoftTargets())], grey, batch_size=4)
     pipelines = {
@@ -37,6 +42,7 @@ def main(folder: Path) -> None:
         "photos, imagenet": training_batches(photos, 4, 0, clock, imagenet),
         "arrays, evaluated": evaluation_batches(arrays, 4),
         "photos, evaluated": evaluation_batches(photos, 4),
+        "a prepared set": training_batches(prepared, 4, 0, clock, imagenet),
         "a cached teacher": kept.batches(grey, 4, 0, clock),
         "control": tf.data.Dataset.range(8).map(lambda number: number + clock.epoch, tf.data.AUTOTUNE),
     }

@@ -1,6 +1,8 @@
 """Arrays in `fit`: a loss over the pairs of a batch needs other batches in every epoch."""
 
+import gc
 import itertools
+import weakref
 from typing import Any
 
 import keras
@@ -12,6 +14,7 @@ from numpy.testing import assert_array_equal
 from test_distiller import KD, SP
 
 from spkd_keras import Distiller, Term
+from spkd_keras.data import EpochClock, Images, training_batches
 from spkd_keras.distiller.arrays import in_new_orders
 
 COUNT, BATCH = 22, 8
@@ -147,3 +150,21 @@ def test_held_out_images_are_compared_in_batches_of_the_same_size() -> None:
     for given, size in (({}, BATCH), ({"validation_batch_size": 4}, 4)):
         *_, options = in_new_orders(x, y, BATCH, {"validation_split": 0.5, **given}, first_epoch)
         assert options["validation_batch_size"] == size
+
+
+@pytest.mark.parametrize("kind", ["arrays", "batches"])
+def test_a_distiller_that_is_done_is_forgotten(kind: str) -> None:
+    """TensorFlow keeps the Python functions that a pipeline calls until the process ends."""
+    distiller = Distiller(small_network(6), small_network(), [Term(SP())])
+    distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    if kind == "arrays":
+        distiller.fit(*images(COUNT), batch_size=BATCH, verbose=0)
+    else:
+        clock, (pixels, labels) = EpochClock(), images(COUNT)
+        examples = Images(pixels.astype("uint8"), labels.astype("int64"), tuple("abcd"))
+        distiller.fit(training_batches(examples, BATCH, 0, clock), shuffle=False, verbose=0, callbacks=[clock])
+        del clock
+    left = weakref.ref(distiller)
+    del distiller
+    gc.collect()
+    assert left() is None

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from pictures import CINIC10_ARCHIVE, DTD_ARCHIVE, archive, cinic10, dtd_members, numbered, photo_folder
 
-from spkd_keras.data import DATASETS, Augmentation, Images, load
+from spkd_keras.data import DATASETS, Augmentation, Images, load, prepared
 from spkd_keras.data.builders import Cinic10
 from spkd_keras.data.prepare import find_builder, prepare
 from spkd_keras.data.prepared import _keys
@@ -188,6 +189,22 @@ def test_a_prepared_set_that_is_damaged_says_so(textures, tmp_path, monkeypatch,
     damage(file)
     said = refusal(name=name, image_size=32)
     assert str(file.parent) in said, "which set to prepare anew"
+
+
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [(None, "Unknown image file format."), (16, "shape: [16,16,3] list shape: [32,32,3]")],
+)
+@pytest.mark.usefixtures("nothing_prepared")
+def test_a_prepared_image_that_is_none_or_of_another_size_says_so(tmp_path, monkeypatch, side, said):
+    monkeypatch.setattr(Cinic10, "IMAGES_IN_SPLIT", 10)
+    cinic10(tmp_path, 1)
+    prepare("cinic10", manual_dir=tmp_path)
+    content = b"no image" if side is None else tf.io.encode_png(np.zeros((side, side, 3), np.uint8)).numpy()
+    monkeypatch.setattr(prepared, "_batches", lambda *_: iter([([content], np.zeros(1, np.int64))]))
+    refused = refusal(name="cinic10", image_size=32)
+    assert said in refused.partition("again: ")[2]
+    assert "File" not in refused
 
 
 def test_each_augmentation_is_the_one_that_is_asked_for():

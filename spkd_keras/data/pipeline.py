@@ -33,7 +33,8 @@ class EpochClock(keras.callbacks.Callback):
         Where operations must be deterministic, TensorFlow (2.21) takes the prefetching and the threads from a pipeline
         with an operation that has state, as reading a variable is. `tests/test_workarounds.py` says when this can go.
         """
-        epoch = tf.numpy_function(lambda _: self.epoch.numpy(), [element], tf.int64, stateful=False)
+        variable = self.epoch  # and no more of this: TensorFlow keeps what a pipeline calls until the process ends
+        epoch = tf.numpy_function(lambda _: variable.numpy(), [element], tf.int64, stateful=False)
         return tf.ensure_shape(epoch, ())
 
 

@@ -55,13 +55,19 @@ def prepared(name: str, size: int | None) -> tuple[Sequence[str], Callable[[str]
                 return _in_memory(builder, split, image, label, class_names)
             return _photos(builder, split, image, label, class_names, int(size or 0))
         except Exception as error:  # whatever TensorFlow or array_record make of damaged files
-            reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"The {split} part of {builder.data_dir} cannot be read; remove that folder and run "
-                f"`spkd data prepare {name}` again: {reason}"
+                f"`spkd data prepare {name}` again: {_reason(error)}"
             ) from error
 
     return list(map(str, builder.info.splits)), read
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without where in a graph it was."""
+    places = ("Graph execution error", "Detected at node", 'File "', "[[")
+    told = [line for line in str(error).splitlines() if not line.lstrip().startswith(places)]
+    return " ".join(" ".join(told).split())[:200]
 
 
 def _keys(builder: Any) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """The Distiller: a Keras model that trains a student on labels and on a teacher."""
 
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -236,7 +237,8 @@ class Distiller(StudentKeeper):
         options = kwargs | dict(zip(strategies.FIT_OPTIONS[: len(args)], args, strict=True))
         strategies.check_batch_size(strategy, x, batch_size, options.get("validation_split") or 0.0)
         if relational:
-            x, y, batch_size, options = in_new_orders(x, y, batch_size, options, lambda: guard.epoch)
+            progress = weakref.proxy(guard)  # TensorFlow keeps what a pipeline calls until the process ends
+            x, y, batch_size, options = in_new_orders(x, y, batch_size, options, lambda: progress.epoch)
         x, options = self.for_fit(x, options)
         with (
             clear_label_errors(taps.num_classes(self.student)),
