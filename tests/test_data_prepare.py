@@ -14,12 +14,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from pictures import CINIC10_ARCHIVE, DTD_ARCHIVE, DTD_CLASSES, archive, cinic10, dtd_members
 
-from spkd_keras.data import load, prepared
+from spkd_keras.data import Images, Photos, load, prepared
 from spkd_keras.data import prepare as prepare_module
 from spkd_keras.data.builders import Cinic10
 from spkd_keras.data.prepare import _Files, check_prepared, find_builder, prepare
 
 OF_CLASS = 2  # images in each of the ten classes of each part
+LABELS = tfds.features.ClassLabel(names=["one", "other"])
 
 
 @pytest.fixture
@@ -190,6 +191,26 @@ def test_what_may_be_large_can_be_read_out_of_order(here, monkeypatch, limit, va
     assert builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD
     monkeypatch.setattr(prepared, "LARGEST_IN_MEMORY", 1)
     assert len(load("cinic10", image_size=16).train) == 20
+
+
+def test_all_splits_are_cut_alike_though_only_one_is_too_large_for_the_memory(tmp_path, monkeypatch):
+    """Else hyper-parameters would be chosen on other pixels than are reported."""
+    framed = np.pad(np.full((8, 8, 3), 90, np.uint8), [(4, 4), (4, 4), (0, 0)], constant_values=255)
+    builder = tfds.dataset_builders.store_as_tfds_dataset(
+        name="framed",
+        version="1.0.0",
+        data_dir=tmp_path,
+        features=tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(16, 16, 3)), "label": LABELS}),
+        split_datasets={
+            split: [(number, {"image": framed, "label": number % 2}) for number in range(count)]
+            for split, count in (("train", 40), ("validation", 4), ("test", 4))
+        },
+    )
+    monkeypatch.setattr(prepared, "find_builder", lambda name: builder)
+    for limit, kind in ((20, Photos), (40, Images)):  # images that fit
+        monkeypatch.setattr(prepared, "LARGEST_IN_MEMORY", limit * framed.size)
+        parts = load("framed", image_size=16)
+        assert {type(part) for part in (parts.train, parts.validation, parts.test)} == {kind}
 
 
 def test_what_is_too_large_for_the_memory_says_what_to_do(here, monkeypatch):

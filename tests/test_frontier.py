@@ -186,12 +186,12 @@ def test_a_latency_is_measured_again_elsewhere(tmp_path, monkeypatch):
     """What an export weighs is the same on any machine; how long it takes is not."""
     from spkd_keras.frontier import students
 
-    folder = tmp_path / "export"
+    folder = tmp_path / "frontier"
     folder.mkdir()
     (tmp_path / "student.keras").write_bytes(b"weights")
     (folder / "student.tflite").write_bytes(b"export")
     digest = hashlib.sha256(b"weights").hexdigest()
-    record = folder / "litert-frontier.json"
+    record = folder / "litert.json"
     record.write_text(json.dumps({"student": digest, "bytes": 6, "latency": "of another version of ours"}))
     times, splits = iter(range(10)), SimpleNamespace(validation="held out")
     monkeypatch.setattr(students, "some", lambda images, count: (images, None))

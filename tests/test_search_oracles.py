@@ -227,6 +227,29 @@ def test_hyperband_over_few_points_goes_on_without_those_that_failed(tmp_path):
     assert [oracle.create_trial(f"tuner{n}").hyperparameters.values.get("depth") for n in (5, 6)] == [3, 2]
 
 
+@pytest.mark.parametrize(
+    ("failing", "rounds"), [((), [9, 3, 1]), ((4,), [9, 3, 1]), ((1, 4, 7), [9, 3, 1]), (range(7), [9, 2, 1])]
+)
+def test_hyperband_trains_the_best_to_the_end_though_others_of_their_round_fail(failing, rounds, tmp_path):
+    """KerasTuner 1.4.8 alone comes to 9, 2 and 0 where one fails."""
+    oracle = make_oracle("hyperband", OBJECTIVE, choice_of(1000), 100, seed=0, epochs=9)
+    oracle.verbose = 0
+    oracle._set_project_dir(str(tmp_path), "trials")
+    scores = {}
+    for number in range(sum(rounds)):
+        trial = oracle.create_trial("tuner0")
+        values = trial.hyperparameters.values
+        trial.status = "FAILED" if number in failing else "COMPLETED"
+        if number not in failing:
+            scores.setdefault(values["tuner/epochs"], set()).add(values["depth"])
+            oracle.update_trial(trial.trial_id, {"val_accuracy": values["depth"] / 1000})
+        oracle.end_trial(trial)
+    (bracket,) = [bracket for bracket in oracle._brackets if bracket["bracket_num"] == 2] or [None]
+    assert bracket is None or [len(one) for one in bracket["rounds"]] == rounds
+    assert [len(scores[epochs]) for epochs in (1, 3, 9)] == [9 - len(failing), *rounds[1:]]
+    assert scores[9] == {max(scores[1])} and scores[3] == set(sorted(scores[1])[-rounds[1] :])
+
+
 def test_hyperband_over_few_points_goes_on_from_the_least_loss(tmp_path):
     least = keras_tuner.Objective("val_loss", "min")
     oracle = make_oracle("hyperband", least, choice_of(4), 20, seed=0, epochs=8)

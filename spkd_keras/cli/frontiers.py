@@ -53,7 +53,7 @@ def frontier(
 
     The student's width, depth or all of it vary in the file: `student: {width: {choice: [0.25, 0.5, 1]}}`. Each is run
     with each method and seed. Held-out images decide; the test images have no part in it. What is finished is not
-    repeated.
+    repeated. What was measured is in `frontier` in each run's folder; `spkd export` makes the model to deliver.
     """
     with clear_errors():
         if format not in FORMATS:

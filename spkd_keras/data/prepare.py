@@ -132,7 +132,9 @@ def prepare(
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()  # each of its steps would be a line of a log
     try:
-        with tempfile.TemporaryDirectory(prefix="spkd-") as extracted:  # TFDS would take an old extraction again
+        root = Path(builder.data_dir_root)  # where there is room for it
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="spkd-", dir=root) as extracted:  # TFDS would take an old one again
             config = tfds.download.DownloadConfig(manual_dir=manual_dir, extract_dir=extracted)
             builder.download_and_prepare(download_config=config)
     except OSError as error:

@@ -19,8 +19,9 @@ LARGEST_IN_MEMORY = 4 * 2**30  # bytes of a split's pixels, or of its encoded ph
 def prepared(name: str, size: int | None) -> tuple[Sequence[str], Callable[[str], AnyImages]]:
     """A data set that TFDS has prepared, or `spkd data prepare`.
 
-    Images of one size are decoded into memory. Photos are read when they are needed: from disk where the set is
-    prepared as array records, as `spkd data prepare` does, else from memory.
+    Images of one size are decoded into memory, if each split fits there. Else all of them are photos, those of the
+    small splits too, so that every split is cropped and resized alike. Photos are read when they are needed: from disk
+    where the set is prepared as array records, as `spkd data prepare` does, else from memory.
 
     Args:
         name: as TFDS has it, `cifar10` or `dtd/fold3`.
@@ -37,11 +38,11 @@ def prepared(name: str, size: int | None) -> tuple[Sequence[str], Callable[[str]
     check_prepared(builder)
     image, label = _keys(builder)
     class_names = tuple(builder.info.features[label].names)
+    shape = builder.info.features[image].shape
+    largest = max(split.num_examples for split in builder.info.splits.values())
+    in_memory = None not in shape and largest * np.prod(shape) <= LARGEST_IN_MEMORY
 
     def read(split: str) -> AnyImages:
-        shape = builder.info.features[image].shape
-        count = builder.info.splits[split].num_examples
-        in_memory = None not in shape and count * np.prod(shape) <= LARGEST_IN_MEMORY
         if not in_memory and size is None:
             raise ValueError(f"The photos of {name} differ in size or are too many for the memory: give `image_size`.")
         if not in_memory and not _is_indexed(builder) and builder.info.splits[split].num_bytes > LARGEST_IN_MEMORY:

@@ -30,7 +30,7 @@ from spkd_keras.training.teacher_run import prepared_teacher, with_trained_teach
 
 COMPARED_IMAGES = 1000
 LATENCY_IMAGES = 32
-MEASURED = "frontier.json"  # beside an export
+EXPORTS = "frontier"  # in a run's folder; `export` there is the user's own, with a card that tells of it
 RUNNERS = {"litert": "ai-edge-litert", "onnx": "onnxruntime"}  # packages that run an export; else TensorFlow
 
 
@@ -186,9 +186,9 @@ def _measured(
 
     What was measured of this very student before stands; its latency only where it would be measured likewise.
     """
-    folder = run.folder / "export"
+    folder = run.folder / EXPORTS
     digest = hashlib.sha256((run.folder / "student.keras").read_bytes()).hexdigest()
-    path, record = folder / f"student{SUFFIXES[format]}", folder / f"{format}-{MEASURED}"
+    path, record = folder / f"student{SUFFIXES[format]}", folder / f"{format}.json"
     if format == "saved_model":
         path = folder / "saved_model"
     before = read_record(record, "Delete it, and `spkd frontier` measures that student again.")

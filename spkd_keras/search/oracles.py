@@ -66,36 +66,55 @@ class RandomOracle(_Durable, oracles.RandomSearchOracle):
 class HyperbandOracle(_Durable, oracles.HyperbandOracle):
     """Many random points for a few epochs, and the better ones of them for more.
 
-    KerasTuner 1.4.8 ends where a round finds no more new points, with none of them trained for longer. Here the rounds
-    behind it are then smaller by as much, and go on.
+    KerasTuner 1.4.8 ends where a round finds no more new points, with none of them trained for longer; and where a
+    trial of a round failed it opens another bracket, and leaves the best of this one where they are. Here the rounds
+    behind are then smaller by as much as is missing, and go on.
     """
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Chooses a point."""
-        response: dict[str, Any] = super().populate_space(trial_id)
-        if response["status"] == "RUNNING":
-            return response
-        for bracket in self._brackets:
-            for number in range(1, len(bracket["rounds"])):
-                best = self._best_of_round_before(bracket, number)
-                if best is not None:
-                    bracket["rounds"][number].append({"past_id": best.trial_id, "id": trial_id})
-                    return {"status": "RUNNING", "values": self._continued(best, bracket["bracket_num"], number)}
+        response = self._continuation(trial_id, of_whole_rounds=True)
+        if response is None:
+            response = super().populate_space(trial_id)
+            if response["status"] != "RUNNING":
+                response = self._continuation(trial_id, of_whole_rounds=False) or response
         return response
 
-    def _best_of_round_before(self, bracket: dict[str, Any], number: int) -> Trial | None:
-        """Returns which trial goes on in a round; None if it is full, or the one before it has not ended."""
-        before, here = bracket["rounds"][number - 1], bracket["rounds"][number]
-        trials = [self.trials[info["id"]] for info in before]
-        full = len(before) >= self._size_without_new_points(bracket, number - 1)
-        if not full or len(here) >= self._size_without_new_points(bracket, number):
-            return None
-        if any(trial.status not in ENDED for trial in trials):
-            return None
-        gone_on = [info["past_id"] for info in here]
-        left = [trial for trial in trials if trial.status == "COMPLETED" and trial.trial_id not in gone_on]
-        sign = 1 if self.objective.direction == "max" else -1
-        return max(left, key=lambda trial: sign * trial.score, default=None)
+    def _continuation(self, trial_id: str, of_whole_rounds: bool) -> dict[str, Any] | None:
+        """Continues the best trial of a round that has ended, if the next round has room.
+
+        Args:
+            trial_id: of the trial that is to begin.
+            of_whole_rounds: whether to wait until a bracket has all its points.
+        """
+        for bracket in self._brackets:
+            rounds, kind = bracket["rounds"], bracket["bracket_num"]
+            if of_whole_rounds and len(rounds[0]) < self._get_size(kind, 0):
+                continue
+            for number in range(1, len(rounds)):
+                left = self._left(bracket, number - 1)
+                room = len(rounds[number]) < self._size_without_new_points(bracket, number)
+                if left and room and self._has_ended(bracket, number - 1):
+                    rounds[number].append({"past_id": left[0].trial_id, "id": trial_id})
+                    return {"status": "RUNNING", "values": self._continued(left[0], kind, number)}
+        return None
+
+    def _has_ended(self, bracket: dict[str, Any], number: int) -> bool:
+        """Whether a round has all the trials that it can get, and each of them has ended."""
+        trials = bracket["rounds"][number]
+        if any(self.trials[info["id"]].status not in ENDED for info in trials):
+            return False
+        if len(trials) >= self._size_without_new_points(bracket, number):
+            return True
+        return self._has_ended(bracket, number - 1) and not self._left(bracket, number - 1)
+
+    def _left(self, bracket: dict[str, Any], number: int) -> list[Trial]:
+        """Returns the trials of a round that were completed and have not gone on, the best first."""
+        rounds = bracket["rounds"]
+        gone_on = {info["past_id"] for info in rounds[number + 1]}
+        trials = [self.trials[info["id"]] for info in rounds[number] if info["id"] not in gone_on]
+        completed = [trial for trial in trials if trial.status == "COMPLETED"]
+        return sorted(completed, key=lambda trial: trial.score, reverse=self.objective.direction == "max")
 
     def _size_without_new_points(self, bracket: dict[str, Any], number: int) -> int:
         """Returns a round's size, where the first has those that it has."""
