@@ -1,5 +1,6 @@
 """The optimiser of the published recipes."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -23,7 +24,7 @@ class CoupledSGD(keras.optimizers.Optimizer):
         momentum: in [0, 1); default 0.9.
         nesterov: whether to look ahead; default False. Needs momentum above 0.
         weight_decay: at least 0; default 0. Acts on every trainable variable, BatchNormalization and biases
-            included, but for those given to `exclude_from_weight_decay`.
+            included, but for those given to `exclude_from_weight_decay`, of which names are saved too.
         **kwargs: clipping, moving averages, loss scale, gradient accumulation and name of
             `keras.optimizers.Optimizer`. Clipping sees the gradient without the decay.
 
@@ -54,6 +55,13 @@ class CoupledSGD(keras.optimizers.Optimizer):
         self.momentum = float(momentum)
         self.nesterov = nesterov
         self._velocities: list[Any] = []
+        self._excluded_names: list[str] = []
+        self._excluded_variables = False
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Excludes variables from weight decay as Keras does, before `build`; of the two, names alone are saved."""
+        super().exclude_from_weight_decay(var_list, var_names)
+        self._excluded_names, self._excluded_variables = sorted(var_names or ()), bool(var_list)
 
     def build(self, variables: list[Any]) -> None:
         """Creates a velocity for each variable, unless the momentum is 0."""
@@ -80,4 +88,21 @@ class CoupledSGD(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration."""
-        return {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
+        if self._excluded_variables:
+            warnings.warn(
+                "What `var_list` excluded from weight decay will not be when the optimizer is loaded. Exclude it by "
+                "`var_names`.",
+                stacklevel=2,
+            )
+        config = {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
+        return config | ({"excluded_names": self._excluded_names} if self._excluded_names else {})
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "CoupledSGD":
+        """Returns the optimizer of a configuration."""
+        config = dict(config)
+        names = config.pop("excluded_names", [])
+        optimizer: CoupledSGD = super().from_config(config, custom_objects)
+        if names:
+            optimizer.exclude_from_weight_decay(var_names=names)
+        return optimizer

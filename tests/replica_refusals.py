@@ -3,6 +3,7 @@
 import functools
 
 import keras
+import tensorflow as tf
 from keras import layers
 from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images, small_network
 from replica_trainings import build, message, mirrored, network
@@ -38,6 +39,25 @@ def dropping():
         Distiller(None, small_network(dropout=0.5)).compile("sgd", cross_entropy())
 
 
+def turning():
+    with mirrored(2).scope():
+        image = keras.Input(IMAGE_SHAPE)
+        x = layers.Flatten()(layers.RandomFlip(name="turning")(image))
+        Distiller(None, keras.Model(image, layers.Dense(CLASSES)(x))).compile("sgd", cross_entropy())
+
+
+def open_shapes():
+    """Trains on datasets whose sizes, or whose number of dimensions, TensorFlow does not know."""
+    x, y = images(8)
+    said = []
+    for shape in ((None, None, None, IMAGE_SHAPE[-1]), None):
+        spec = tf.TensorSpec(shape, x.dtype), tf.TensorSpec((None,), y.dtype)
+        batches = tf.data.Dataset.from_generator(lambda: iter([(x, y)]), output_signature=spec)
+        several = build(mirrored(2))
+        said.append(message(lambda data=batches, several=several: several.fit(data, verbose=0)))
+    return said
+
+
 def summed():
     with mirrored(2).scope():
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
@@ -67,7 +87,7 @@ def one_batch():
     ]
 
 
-BUILT = (student_outside, distiller_outside, optimizer_outside, dropping, summed, summed_term, summing_layer)
+BUILT = (student_outside, distiller_outside, optimizer_outside, dropping, turning, summed, summed_term, summing_layer)
 COMPILED = {
     "jit": {"jit_compile": True},
     "steps": {"steps_per_execution": 2},
@@ -80,6 +100,7 @@ COMPILED = {
 def refused():
     return {
         "one_batch": one_batch(),
+        "open_shapes": open_shapes(),
         **{do.__name__: message(do) for do in BUILT},
         **{name: compiled(**arguments) for name, arguments in COMPILED.items()},
     }

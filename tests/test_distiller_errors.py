@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from networks import images, small_network
+from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images, small_network
 from test_distiller import KD, SP, distiller, similarity
 
 from spkd_keras import Distiller, Term, losses
-from spkd_keras.distiller import strategies
+from spkd_keras.distiller import strategy_checks
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,9 @@ def test_errors_of_construction(build: Any, message: str) -> None:
         (lambda m, x, y: m.fit(x, y + 2), r"Labels must be integers from 0 to .* 3. Received a label value of 5"),
         (lambda m, x, y: m.fit(batches(x, y, 4).take(0), shuffle=False), r"at least one batch. Received: none"),
         (lambda m, x, y: m.evaluate(x), r"`evaluate` needs labels"),
+        (lambda m, x, y: m.train_on_batch(x, y + 2), r"^Labels must be integers .* 3. Received a label value of 5"),
+        (lambda m, x, y: m.test_on_batch(x, y + 2), r"^Labels must be integers .* 3. Received a label value of 5"),
+        (lambda m, x, y: m.fit(x, y.astype(str), class_weight={0: 2.0}), r"^Labels must be numbers.*Received: text"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*input ran out of data")
@@ -60,6 +63,22 @@ def test_errors_of_training(call: Any, message: str) -> None:
     y[0] = 3
     with pytest.raises(ValueError, match=message):
         call(model, x, y)
+
+
+def test_labels_of_several_outputs_for_a_term_are_refused() -> None:
+    def network() -> keras.Model:
+        image = keras.Input(IMAGE_SHAPE)
+        x = keras.layers.Flatten()(image)
+        return keras.Model(image, {name: keras.layers.Dense(CLASSES, name=name)(x) for name in ("one", "other")})
+
+    term = Term(losses.DecoupledDistillation(), teacher="one", student="one")
+    model, (x, y) = Distiller(network(), network(), [term]), images(8)
+    model.compile("sgd", {"one": cross_entropy(), "other": cross_entropy()})
+    message = (
+        r"'decoupled_distillation' needs one array of labels. Received: 2, for several outputs. Leave the term out"
+    )
+    with pytest.raises(ValueError, match=message):
+        model.fit(x, {"one": y, "other": y}, verbose=0)
 
 
 @pytest.mark.parametrize("layers", [("stage1", "stage2"), ["pooling", "pooling"], None])
@@ -111,7 +130,7 @@ def test_masked_labels_are_refused_with_several_replicas(replicas: int) -> None:
     optimizer = keras.optimizers.SGD()
     optimizer._distribution_strategy = strategy
     masked = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
-    check = partial(strategies.check_compiled, strategy, optimizer, jit_compile=False, steps_per_execution=1)
+    check = partial(strategy_checks.check_compiled, strategy, optimizer, jit_compile=False, steps_per_execution=1)
     check([("`loss`", keras.losses.SparseCategoricalCrossentropy()), ("`loss`", "mse")])
     message = r"With several replicas, `loss` must count every label.*Received: ignore_class=-1\. Leave"
     with contextlib.nullcontext() if replicas == 1 else pytest.raises(ValueError, match=message):

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from networks import CLASSES, IMAGE_SHAPE, NeedsAdapter, assert_same_weights, images, small_network
+from networks import CLASSES, IMAGE_SHAPE, NeedsAdapter, assert_same_weights, cross_entropy, images, small_network
 from test_distiller import KD, SP, distiller
 
-from spkd_keras import Distiller, Term, models, optimizers
+from spkd_keras import Distiller, Term, losses, models, optimizers
 
 
 def full_distiller(teacher: keras.Model, **compiled: Any) -> Distiller:
@@ -47,6 +47,64 @@ def test_a_saved_distiller_goes_on_exactly_where_it_stopped(tmp_path: Path) -> N
     assert_same_weights(model.adapters["needs_adapter"], loaded.adapters["needs_adapter"])
     for one, other in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
+
+
+@keras.saving.register_keras_serializable("test_distiller_saving")
+class Composite(keras.layers.Layer):
+    """A layer made of another one, without a `build` of its own."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.dense = keras.layers.Dense(8)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+
+def test_an_adapter_that_is_made_of_layers_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
+    teacher, (x, y) = small_network(8), images(8)
+    term = Term(losses.Hint(), teacher="stage1", student="stage1", adapter=Composite())
+    distiller = Distiller(teacher, small_network(4), [term])
+    distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9), cross_entropy())
+    distiller.fit(x, y, verbose=0)
+    distiller.save(tmp_path / "run.keras")
+    loaded = keras.saving.load_model(tmp_path / "run.keras")
+    assert len(loaded.adapters["hint"].weights) == 2
+    loaded.teacher = teacher
+    for one in (distiller, loaded):
+        one.fit(x, y, shuffle=False, verbose=0)
+    assert_same_weights(distiller, loaded)
+    for one, other in zip(distiller.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=one.path)
+
+
+def test_what_is_excluded_from_weight_decay_stays_so_in_a_file(tmp_path: Path) -> None:
+    distiller, (x, y) = Distiller(None, small_network(4)), images(8)
+    optimizer = optimizers.CoupledSGD(0.1, momentum=0.9, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "bias"])
+    distiller.compile(optimizer, cross_entropy())
+    distiller.fit(x, y, verbose=0)
+    distiller.save(tmp_path / "run.keras")
+    loaded = keras.saving.load_model(tmp_path / "run.keras")
+    decayed = [loaded.optimizer._use_weight_decay(variable) for variable in loaded.trainable_variables]
+    names = [variable.name for variable in loaded.trainable_variables]
+    assert decayed == [name not in ("gamma", "bias") for name in names]
+    assert not all(decayed)
+    for one in (distiller, loaded):
+        one.fit(x, y, shuffle=False, verbose=0)
+    assert_same_weights(distiller, loaded)
+
+
+def test_variables_that_are_excluded_from_weight_decay_one_by_one_are_not_saved_and_it_is_told() -> None:
+    optimizer = optimizers.CoupledSGD(weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_list=[keras.Variable([1.0])])
+    with pytest.warns(UserWarning, match="Exclude it by `var_names`"):
+        optimizer.get_config()
+
+
+def test_a_file_keeps_the_dtype_of_a_loss_of_keras() -> None:
+    term = Term(keras.losses.MeanSquaredError(dtype="float64"))
+    assert Term.from_config(term.get_config()).loss.dtype == "float64"
 
 
 def test_a_loaded_distiller_exports_at_once(tmp_path: Path) -> None:

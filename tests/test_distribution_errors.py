@@ -84,10 +84,19 @@ def test_a_student_of_another_strategy(facts, what, kinds):
     assert facts["refused"][what] == said + kinds
 
 
+def test_shapes_that_a_dataset_leaves_open_are_those_of_the_student_or_must_be_told(facts):
+    open_sizes, no_shape = facts["refused"]["open_shapes"]
+    assert open_sizes is None
+    assert no_shape.startswith(
+        "ValueError: With several replicas the shapes of a batch must be known. Received: a data"
+    )
+
+
 def test_layers_that_draw_the_same_numbers_on_every_replica_are_told_of(facts):
     said = facts["refused"]["dropping"]  # warnings are errors there
     assert said.startswith("UserWarning: Keras draws the same numbers on every replica")
     assert said.endswith("unlike one device: dropout.")
+    assert facts["refused"]["turning"].endswith("unlike one device: turning.")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A step that is not finite is not applied, nor is any after it; and it is told which it was, and what."""
 
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images, small_network,
 
 from spkd_keras import Distiller, Term, losses
 from spkd_keras.distiller import NotFiniteError, loss_parts
+from spkd_keras.distiller.objective import term_values
 
 STEPS, SIZE = 8, 4
 
@@ -242,8 +245,15 @@ def test_the_parts_of_the_students_gradient_are_weighted_and_the_adapters_is_not
     with tf.GradientTape() as tape:
         _, student_taps = distiller._wiring.run_student(x, training=True, with_taps=True)
         teacher_taps = distiller._wiring.run_teacher(x)
-        value = distiller._term_values(teacher_taps, student_taps, y, training=True)["hint"]
+        sides = teacher_taps, student_taps
+        value = term_values(distiller._wiring, distiller.adapters, sides, y, training=True)["hint"]
     gradients = tape.gradient(value, distiller.student.trainable_variables)
     own = tf.linalg.global_norm([gradient for gradient in gradients if gradient is not None])
     assert parts["hint"].gradient_norm == pytest.approx(3 * float(own), rel=1e-4)
     assert (parts["hint"].weight, parts["student_loss"].weight) == (3.0, 0.5)
+
+
+def test_the_error_comes_whole_from_another_process():
+    error = pickle.loads(pickle.dumps(NotFiniteError(2, 5, ["loss", "gradient"])))
+    assert (error.epoch, error.batch, error.parts) == (2, 5, ("loss", "gradient"))
+    assert str(error) == str(NotFiniteError(2, 5, ["loss", "gradient"]))

@@ -294,3 +294,31 @@ def test_different_class_counts_are_refused_where_logits_are_compared() -> None:
     with pytest.raises(ValueError, match=r"same number of classes. Received: 7 for 'big' and 4 for 'small'"):
         Distiller(small_network(8, classes=7, name="big"), small_network(name="small"), [Term(KD())])
     Distiller(small_network(8, classes=7), small_network(), [Term(SP())])
+
+
+def test_the_last_stage_is_not_within_a_block_that_pools() -> None:
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(8, 3, padding="same")(image)
+    weights = layers.Dense(8)(layers.GlobalAveragePooling2D(keepdims=True, name="squeeze")(x))
+    x = layers.Conv2D(8, 3, padding="same", name="last")(layers.Multiply()([x, weights]))
+    x = layers.Flatten()(layers.AveragePooling2D(16, name="closing")(x))
+    network = keras.Model(image, layers.Dense(4)(x))
+    assert taps.resolve(network, None, "last_stage", "student") == (taps.Tap("closing", is_input=True),)
+
+
+@pytest.mark.parametrize(
+    ("closing", "path"),
+    [
+        (layers.MaxPooling2D(16, name="closing"), "flatten"),
+        (layers.Conv2D(8, 16, name="closing"), "flatten"),
+        (layers.GlobalMaxPooling2D(name="closing"), "closing"),
+        (layers.AveragePooling2D(4, name="closing"), "flatten"),
+    ],
+)
+def test_a_flatten_is_behind_the_last_stage_unless_a_pooling_of_whole_maps_is_before_it(
+    closing: Any, path: str
+) -> None:
+    image = keras.Input((16, 16, 3))
+    x = layers.Flatten(name="flatten")(closing(layers.Conv2D(8, 3, padding="same")(image)))
+    network = keras.Model(image, layers.Dense(4)(x))
+    assert taps.resolve(network, None, "last_stage", "student") == (taps.Tap(path, is_input=True),)

@@ -53,6 +53,13 @@ def test_two_processes_make_the_steps_of_one_device(facts):
 
 
 @pytest.mark.slow
+def test_arrays_come_in_the_order_of_the_first_process(facts):
+    assert facts["own_seeds"] == [1]
+    both, summed = facts["agreed_seeds"]
+    assert both == summed
+
+
+@pytest.mark.slow
 def test_what_the_first_process_tells_the_others(facts):
     assert facts["exchanged"] == [2, 2, 2, 2]
 

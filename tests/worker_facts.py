@@ -45,7 +45,13 @@ def main():
     from replica_trainings import ODD, difference, message, trained  # TensorFlow has started by now
     from replica_workarounds import plain_keras
 
+    from spkd_keras.distiller.strategies import agreed_seed
+
     found = {"replicas": devices.replicas, "exchanged": exchanged(devices)}
+    np.random.seed(int(devices.chief))
+    own, agreed = np.random.RandomState(int(devices.chief)).randint(2**31), agreed_seed(devices.strategy)
+    found["own_seeds"] = devices.counts([int(own == agreed)])  # one of two
+    found["agreed_seeds"] = [2 * (agreed % 1000), *devices.counts([agreed % 1000])]
     cases = {"arrays": {}, "dataset": {"count": ODD, "as_dataset": True}}
     two = {name: trained(devices.strategy, validated=True, **case) for name, case in cases.items()}
     x = np.random.default_rng(0).integers(0, 256, (ODD, 8, 8, 1)).astype("uint8")

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spkd_keras.distiller.labels import as_classes
+from spkd_keras.distiller.strategies import agreed_seed
 from spkd_keras.prefetching import prefetched
 
 
@@ -66,15 +68,13 @@ def _parts(arrays: Any, places: slice) -> Any:
 
 def _weights_of(y: Any, class_weight: dict[Any, float]) -> np.ndarray:
     """Returns the weight of each image by its class, as Keras does for arrays: 1 for a class that has none."""
-    labels = np.asarray(y)
-    labels = labels.argmax(axis=-1) if labels.ndim > 1 and labels.shape[-1] != 1 else labels.reshape(-1)
-    weights = [class_weight.get(label, 1.0) for label in np.round(labels).astype("int64").tolist()]
+    weights = [class_weight.get(label, 1.0) for label in as_classes(y).tolist()]
     return np.array(weights, keras.config.floatx())
 
 
 def _shuffled(arrays: Any, count: int, batch_size: int, epoch: Callable[[], int]) -> tf.data.Dataset:
     # Of the state that `keras.utils.set_random_seed` sets; the next `fit` gets another one.
-    seed = np.random.randint(2**31)
+    seed = agreed_seed(tf.distribute.get_strategy())
 
     def places_of_batches() -> Iterator[np.ndarray]:
         order = np.random.default_rng((seed, epoch())).permutation(count)

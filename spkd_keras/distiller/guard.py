@@ -8,16 +8,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from spkd_keras.distiller.labels import clear_label_errors
 from spkd_keras.distiller.logs import LoggedTrainer
 from spkd_keras.distiller.replicas import Share, conditionally
+from spkd_keras.distiller.taps import num_classes
 
 ADVICE = (
     "Lower the learning rate or the weight of a term, and look for labels outside the classes and pixels that are "
     "not finite."
 )
-
-
-TEXT_LABELS = "Labels must be numbers: integers from 0, or shares of classes. Received: text."
 
 
 class NotFiniteError(FloatingPointError):
@@ -35,6 +34,9 @@ class NotFiniteError(FloatingPointError):
             f"The loss is not finite in epoch {epoch + 1}, batch {batch + 1}: {', '.join(parts)}. That step and those "
             f"after it were not applied. {ADVICE}"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:  # from another process it comes pickled
+        return type(self), (self.epoch, self.batch, self.parts)
 
 
 class StepGuard:
@@ -151,9 +153,15 @@ class GuardedTrainer(LoggedTrainer):
             NotFiniteError: if the loss or the gradient is not finite. That step is not applied; later ones are.
         """
         self.step_guard.begin_epoch()
-        results = super().train_on_batch(*args, **kwargs)
+        with clear_label_errors(num_classes(self.student)):
+            results = super().train_on_batch(*args, **kwargs)
         self.step_guard.check(epoch=0)
         return results
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates one batch as `keras.Model.test_on_batch` does; raises a ValueError for several replicas."""
+        with clear_label_errors(num_classes(self.student)):
+            return super().test_on_batch(*args, **kwargs)
 
     def _apply_gradients(
         self, tape: tf.GradientTape, loss: Any, losses: dict[str, Any], before: ForwardState, share: Share | None
@@ -259,36 +267,3 @@ def guarded(callbacks: Any, guard: TrainingGuard, model: keras.Model) -> Iterato
         yield callbacks
     finally:
         callbacks.callbacks.remove(guard)
-
-
-@contextmanager
-def clear_label_errors(num_classes: int | None) -> Iterator[None]:
-    """Turns the errors of Keras and TensorFlow on labels that do not fit into one clear line.
-
-    For labels outside the classes there is none on a GPU: the loss becomes NaN, which the guard reports.
-    """
-    try:
-        yield
-    except ValueError as error:
-        first = (str(error).splitlines() or [""])[0]
-        if "Invalid dtype: str" in first:
-            raise ValueError(f"{TEXT_LABELS} {first}") from error
-        if "target" not in first or "`output`" not in first:
-            raise
-        raise ValueError(
-            "The labels do not fit the compiled loss. Integers of shape (batch,) take "
-            "keras.losses.SparseCategoricalCrossentropy, one-hot rows of shape (batch, classes) "
-            f"keras.losses.CategoricalCrossentropy. {first}"
-        ) from error
-    except tf.errors.UnimplementedError as error:
-        if "Cast string to float" not in str(error):
-            raise
-        raise ValueError(TEXT_LABELS) from error
-    except tf.errors.InvalidArgumentError as error:
-        if "label value" not in str(error):
-            raise
-        detail = str(error)[str(error).index("Received a label value") :].split("  Label values")[0].splitlines()[0]
-        raise ValueError(
-            f"Labels must be integers from 0 to the student's number of classes less one"
-            f"{f', {num_classes - 1}' if num_classes else ''}. {detail}"
-        ) from error

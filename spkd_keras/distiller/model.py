@@ -7,13 +7,14 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
 
-from spkd_keras.distiller import replicas, strategies, taps
+from spkd_keras.distiller import replicas, strategy_checks, taps
 from spkd_keras.distiller.arrays import in_new_orders
-from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, clear_label_errors, guarded
+from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, guarded
 from spkd_keras.distiller.keeper import StudentKeeper
+from spkd_keras.distiller.labels import clear_label_errors
 from spkd_keras.distiller.logs import trackers
+from spkd_keras.distiller.objective import term_values, weighted_sum
 from spkd_keras.distiller.outputs import warn_of_logits
 from spkd_keras.distiller.replicas import Share
 from spkd_keras.distiller.stand_in import Cached, StandIn, unpacked
@@ -178,7 +179,7 @@ class Distiller(StudentKeeper):
                 "Only a Distiller with student_loss_weight=0 trains without one."
             )
         warn_of_logits(self.student, loss)
-        strategies.check_scope(self, self.student)
+        strategy_checks.check_scope(self, self.student)
         with self.distribute_strategy.scope():
             self._compile(optimizer, loss, *args, auto_scale_loss=auto_scale_loss, **kwargs)
 
@@ -191,8 +192,8 @@ class Distiller(StudentKeeper):
             every = [(f"the term '{term.name}'", term.loss) for term in self.terms]
             every += [("`loss`", part) for part in keras.tree.flatten(loss)]
             steps = kwargs.get("steps_per_execution", 1)
-            strategies.check_compiled(self.distribute_strategy, optimizer, every, kwargs.get("jit_compile"), steps)
-            strategies.check_layers(self.distribute_strategy, [*self._flatten_layers(include_self=False)])
+            strategy_checks.check_compiled(self.distribute_strategy, optimizer, every, kwargs.get("jit_compile"), steps)
+            strategy_checks.check_layers(self.distribute_strategy, [*self._flatten_layers(include_self=False)])
         super().compile(optimizer, loss, *args, auto_scale_loss=False, **kwargs)
         if not self.optimizer.built:  # Keras' LossScaleOptimizer (3.15) would begin anew
             self.optimizer.build(self.trainable_variables)
@@ -234,17 +235,18 @@ class Distiller(StudentKeeper):
         with strategy.scope():
             if self._wiring.follow_teacher():
                 self.train_function = self.test_function = None
-        options = kwargs | dict(zip(strategies.FIT_OPTIONS[: len(args)], args, strict=True))
-        strategies.check_batch_size(strategy, x, batch_size, options.get("validation_split") or 0.0)
-        if relational:
-            progress = weakref.proxy(guard)  # TensorFlow keeps what a pipeline calls until the process ends
-            x, y, batch_size, options = in_new_orders(x, y, batch_size, options, lambda: progress.epoch)
-        x, options = self.for_fit(x, options)
+        options = kwargs | dict(zip(strategy_checks.FIT_OPTIONS[: len(args)], args, strict=True))
+        strategy_checks.check_batch_size(strategy, x, batch_size, options.get("validation_split") or 0.0)
         with (
             clear_label_errors(taps.num_classes(self.student)),
-            strategies.clear_sharing_errors(strategy),
+            strategy_checks.clear_sharing_errors(strategy),
             guarded(callbacks, guard, self) as callbacks,
         ):
+            if relational:
+                progress = weakref.proxy(guard)  # TensorFlow keeps what a pipeline calls until the process ends
+                with strategy.scope():
+                    x, y, batch_size, options = in_new_orders(x, y, batch_size, options, lambda: progress.epoch)
+            x, options = self.for_fit(x, options)
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **options)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -276,8 +278,8 @@ class Distiller(StudentKeeper):
             y_pred, student_taps = self._wiring.run_student(x, training=True, with_taps=bool(self.terms))
             losses = self._compiled_loss(y, y_pred, sample_weight, share)
             if self.terms:
-                losses |= self._term_values(teacher_taps, student_taps, y, True, share)
-            losses["loss"] = self._objective(losses, self.student_loss_weight, self.losses, share)
+                losses |= term_values(self._wiring, self.adapters, (teacher_taps, student_taps), y, True, share)
+            losses["loss"] = weighted_sum(losses, self._weights(self.student_loss_weight), self.losses, share)
             scaled = self.optimizer.scale_loss(losses["loss"])
         losses = share.sums(losses) if share else losses
         if self.trainable_variables:
@@ -298,7 +300,7 @@ class Distiller(StudentKeeper):
         losses = self._compiled_loss(y, y_pred, sample_weight, share)
         if with_terms:
             teacher_taps = self._wiring.run_teacher(filled)
-            losses |= self._term_values(teacher_taps, student_taps, labels, False, share)
+            losses |= term_values(self._wiring, self.adapters, (teacher_taps, student_taps), labels, False, share)
         if not losses and (y is None or self._compile_metrics is None):
             raise ValueError(
                 "`evaluate` needs labels y and a compiled loss or metric, or a Distiller with evaluate_terms=True. "
@@ -307,7 +309,7 @@ class Distiller(StudentKeeper):
         # The student's own loss is not weighted and has no adapter's regulariser; the objective of training is and has.
         weight, added = (self.student_loss_weight, self.losses) if with_terms else (1.0, self.student.losses)
         if losses:
-            losses["loss"] = self._objective(losses, weight, added, share)
+            losses["loss"] = weighted_sum(losses, self._weights(weight), added, share)
         if not with_terms:
             losses.pop("student_loss", None)  # the loss, but for regularisers: `loss, accuracy = evaluate(...)`
         return self._logs(x, y, y_pred, sample_weight, share.sums(losses) if share else losses, share)
@@ -318,31 +320,5 @@ class Distiller(StudentKeeper):
         loss = self._compile_loss(y, y_pred, sample_weight)
         return {"student_loss": share.of_mean(loss) if share else loss}
 
-    def _term_values(
-        self, teacher_taps: list[Any], student_taps: list[Any], y: Any, training: bool, share: Share | None = None
-    ) -> dict[str, Any]:
-        values = {}
-        for name, teacher, student in self._wiring.pairs(teacher_taps, student_taps):
-            if name in self.adapters:
-                student = self.adapters[name](student, training=training)
-            term = self._wiring.terms[name]
-            if term.needs_labels and y is None:
-                raise ValueError(f"The term '{name}' needs labels y. Received: images only.")
-            target = (teacher, y) if term.needs_labels else teacher
-            values[name] = replicas.of_term(term.loss, target, student, term.batch_relational, share)
-        return values
-
-    def _objective(
-        self, losses: dict[str, Any], student_loss_weight: float, added_losses: Sequence[Any], share: Share | None
-    ) -> Any:
-        """Weights and adds the losses, and those that layers added themselves (regularisers)."""
-        total = ops.zeros(())
-        for name, value in losses.items():
-            weight = student_loss_weight if name == "student_loss" else self.term_weights[name]
-            # A weight of 0 that will stay 0 must not turn a loss that is not finite into NaN.
-            if not (isinstance(weight, float) and weight == 0):
-                total = total + ops.cast(weight, total.dtype) * ops.cast(value, total.dtype)
-        for added in added_losses:
-            added = ops.sum(ops.cast(added, total.dtype))
-            total = total + (share.of_same(added) if share else added)
-        return total
+    def _weights(self, student_loss_weight: float) -> dict[str, Any]:
+        return {"student_loss": student_loss_weight, **self.term_weights}

@@ -9,6 +9,7 @@ import tensorflow as tf
 from spkd_keras.distiller import taps
 from spkd_keras.distiller.guard import ForwardState
 from spkd_keras.distiller.model import Distiller
+from spkd_keras.distiller.objective import term_values
 from spkd_keras.models.copying import copied
 
 
@@ -48,7 +49,7 @@ def loss_parts(distiller: Distiller, x: Any, y: Any) -> dict[str, LossPart]:
         y_pred, student_taps = distiller._wiring.run_student(x, training=True, with_taps=bool(distiller.terms))
         losses = distiller._compiled_loss(y, y_pred, None)
         if distiller.terms:
-            losses |= distiller._term_values(teacher_taps, student_taps, y, training=True)
+            losses |= term_values(distiller._wiring, distiller.adapters, (teacher_taps, student_taps), y, training=True)
         scaled = {name: scale * tf.cast(value, tf.float32) for name, value in losses.items()}
     parts = {}
     for name, value in losses.items():

@@ -1,22 +1,16 @@
-"""`fit` and `evaluate` under `tf.distribute`: what Keras lacks for it, and what TensorFlow cannot do."""
+"""`fit` and `evaluate` under `tf.distribute`: what Keras lacks for it."""
 
 import functools
-import inspect
 import itertools
-import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from spkd_keras.distiller.replicas import WITHOUT, Share, with_a_row
-from spkd_keras.losses import DistillationLoss
+from spkd_keras.distiller.replicas import Share, with_a_row
+from spkd_keras.models.graph import is_graph
 
-MEANS = ("sum_over_batch_size", "mean")  # reductions that can be shared out
-FIT_OPTIONS = tuple(inspect.signature(keras.Model.fit).parameters)[7:]  # those behind `callbacks`
 TOO_FEW = "fewer images than replicas"
 
 
@@ -31,14 +25,19 @@ class ReplicatedTrainer(keras.Model):
       Here they are read from the metrics, whose sums are exact.
 
     `tests/test_distribution_errors.py` says when they can go.
+
+    Attributes:
+        student: what is trained.
     """
+
+    student: keras.Model
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         if self.distribute_strategy.num_replicas_in_sync == 1 and not between_workers(self.distribute_strategy):
             super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
             return
         if iterator is not None:
-            data_batch = zeros_like_batch(iterator._distributed_dataset.element_spec)
+            data_batch = zeros_like_batch(iterator._distributed_dataset.element_spec, self.student)
         self.build_metrics(data_batch)
 
     def build_metrics(self, batch: Any) -> None:
@@ -110,14 +109,41 @@ def between_workers(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and strategy.extended._in_multi_worker_mode()
 
 
-def zeros_like_batch(spec: Any) -> Any:
-    """Returns a batch of two like those that a specification is of."""
+def agreed_seed(strategy: tf.distribute.Strategy) -> int:
+    """Draws a seed of NumPy's state, which each process has for itself: that of the first one."""
+    seed = np.random.randint(2**31)
+    if not between_workers(strategy):
+        return seed
+    own = strategy.experimental_distribute_values_from_function(lambda _: tf.constant([seed]))
+    return int(strategy.gather(own, axis=0)[0])
 
-    def zeros(part: Any) -> Any:
-        part = part._value_specs[0] if hasattr(part, "_value_specs") else part  # one for each replica
-        return tf.zeros([2, *(size or 1 for size in part.shape[1:])], part.dtype)
 
-    return tf.nest.map_structure(zeros, spec)
+def zeros_like_batch(spec: Any, student: keras.Model) -> Any:
+    """Returns a batch of two like those that a specification is of.
+
+    Args:
+        spec: of a dataset's elements; images come first.
+        student: whose images have the sizes that the specification leaves open.
+
+    Raises:
+        ValueError: if a number of dimensions is not known.
+    """
+    parts = tf.nest.flatten(spec)
+    parts = [part._value_specs[0] if hasattr(part, "_value_specs") else part for part in parts]  # one for each replica
+    if any(part.shape.rank is None for part in parts):
+        raise ValueError(
+            "With several replicas the shapes of a batch must be known. Received: a dataset with one that is not. Map "
+            "it by tf.ensure_shape(images, (None, height, width, channels)), and its labels likewise."
+        )
+    shapes = [list(part.shape[1:]) for part in parts]
+    taken = student.inputs if is_graph(student) and len(student.inputs) == 1 else []
+    for shape, image in zip(shapes, taken, strict=False):
+        if len(shape) == len(image.shape) - 1:
+            shape[:] = [size or own for size, own in zip(shape, image.shape[1:], strict=True)]
+    zeros = [
+        tf.zeros([2, *(size or 1 for size in shape)], part.dtype) for shape, part in zip(shapes, parts, strict=True)
+    ]
+    return tf.nest.pack_sequence_as(spec, zeros)
 
 
 def shared_out(batches: tf.data.Dataset, strategy: tf.distribute.Strategy, at_least_one: bool) -> Any:
@@ -155,174 +181,3 @@ def shared_out(batches: tf.data.Dataset, strategy: tf.distribute.Strategy, at_le
     # Behind `flat_map` it is unknown, and Keras would warn at the end of every first epoch.
     shared._cardinality = batches.cardinality().numpy()
     return shared
-
-
-def check_compiled(
-    strategy: tf.distribute.Strategy,
-    optimizer: Any,
-    losses: Sequence[tuple[str, Any]],
-    jit_compile: Any,
-    steps_per_execution: int,
-) -> None:
-    """Refuses what TensorFlow 2.21 cannot do under a strategy, and what would not be the step of one device.
-
-    Args:
-        strategy: of the model.
-        optimizer: to be compiled with.
-        losses: with the names that they have for the user.
-        jit_compile: as in `compile`.
-        steps_per_execution: as in `compile`.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    devices = [tf.DeviceSpec.from_string(device) for device in strategy.extended.worker_devices]
-    on_processors = any(device.device_type == "CPU" for device in devices)
-    refused = {
-        "jit_compile=True": on_processors and jit_compile is True,
-        f"steps_per_execution={steps_per_execution}": steps_per_execution > 1,
-        "an optimizer with gradient_accumulation_steps": inner.gradient_accumulation_steps,
-        "an optimizer with ema_overwrite_frequency": inner.use_ema and inner.ema_overwrite_frequency,
-    }
-    for what, is_there in refused.items():
-        if is_there:
-            kind = f"{type(strategy).__name__} on {devices[0].device_type}"
-            raise ValueError(f"TensorFlow cannot do this under a {kind}: {what}. Leave it out.")
-    if any(part._distribution_strategy is not strategy for part in {optimizer, inner}):
-        raise ValueError(
-            "The optimizer must be made under the strategy of the Distiller. Construct it within "
-            "`with strategy.scope():`."
-        )
-    if strategy.num_replicas_in_sync == 1:
-        return
-    for name, loss in losses:
-        _check_mean_of_images(name, loss)
-
-
-def _check_mean_of_images(name: str, loss: Any) -> None:
-    if getattr(loss, "batch_relational", False) and not isinstance(loss, DistillationLoss):
-        raise ValueError(
-            f"With several replicas, {name} compares images and must be a spkd_keras.losses.DistillationLoss, of which "
-            f"each replica computes its images' rows. Received: {type(loss).__name__}."
-        )
-    reduction, ignored = getattr(loss, "reduction", MEANS[0]), getattr(loss, "ignore_class", None)
-    if reduction not in MEANS:
-        raise ValueError(
-            f"With several replicas, `reduction` of {name} must be one of {', '.join(MEANS)}. Received: {reduction}."
-        )
-    if ignored is not None:
-        # Keras has divided by the number of the others, which is each replica's own.
-        raise ValueError(
-            f"With several replicas, {name} must count every label. Received: ignore_class={ignored}. Leave images "
-            "with that label out, or train on one device."
-        )
-
-
-def check_scope(distiller: keras.Model, student: keras.Model) -> None:
-    """Checks that a Distiller and its student belong to the same strategy, or both to none.
-
-    Raises:
-        ValueError: if not.
-    """
-    # `distribute_strategy` of one that belongs to none is the strategy in whose scope it is asked for.
-    if distiller._distribute_strategy is not student._distribute_strategy:
-        kinds = [
-            "no strategy" if of is None else f"a {type(of).__name__}"
-            for of in (distiller._distribute_strategy, student._distribute_strategy)
-        ]
-        raise ValueError(
-            "Construct teacher, student and Distiller within the same `with strategy.scope():`. Received: a Distiller "
-            f"of {kinds[0]} and a student of {kinds[1]}."
-        )
-
-
-def check_layers(strategy: tf.distribute.Strategy, layers: Sequence[keras.layers.Layer]) -> None:
-    """Refuses layers that replicas cannot compute as one device would, and warns of those that do not.
-
-    Raises:
-        ValueError: if a layer adds a sum over its images to the loss, of which Keras would take the mean over replicas.
-    """
-    if strategy.num_replicas_in_sync == 1:
-        return
-    summing = [layer.name for layer in layers if getattr(layer, "activity_regularizer", None) is not None]
-    if summing:
-        raise ValueError(
-            "With several replicas, no layer of the student can have an `activity_regularizer`. Received: "
-            f"{', '.join(summing)}. Regularise weights instead, or train on one device."
-        )
-    drawing = [layer.name for layer in layers if _draws(layer)]
-    if drawing:
-        warnings.warn(
-            f"Keras draws the same numbers on every replica, so that these layers treat as many images alike as there "
-            f"are replicas, unlike one device: {', '.join(sorted(drawing))}.",
-            stacklevel=4,
-        )
-    alone = [
-        layer.name
-        for layer in layers
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable and not layer.synchronized
-    ]
-    if alone:
-        warnings.warn(
-            f"Each replica normalises by its own images alone, unlike one device: {', '.join(sorted(alone))}. "
-            "`spkd_keras.models.synchronized(student)` gives a copy that shares its statistics.",
-            stacklevel=4,
-        )
-
-
-def _draws(layer: keras.layers.Layer) -> bool:
-    """Whether a layer has a random generator that it uses in training; a Dropout of 0 does not."""
-    generator = getattr(layer, "seed_generator", None)
-    return isinstance(generator, keras.random.SeedGenerator) and getattr(layer, "rate", 1) != 0
-
-
-def check_batch_size(
-    strategy: tf.distribute.Strategy, x: Any, batch_size: int | None, validation_split: float = 0.0
-) -> None:
-    """Checks that full batches of arrays can be shared out equally, and that the last one leaves no replica without.
-
-    Args:
-        strategy: with the replicas.
-        x: the arrays, or anything else, which is not looked at.
-        batch_size: of all replicas; None for Keras' default.
-        validation_split: the part of the arrays that Keras takes from their end.
-
-    Raises:
-        ValueError: if not.
-    """
-    replicas, size = strategy.num_replicas_in_sync, batch_size or 32  # Keras' default
-    first: Any = next(iter(keras.tree.flatten(x)), None)
-    if replicas == 1 or not hasattr(first, "shape"):
-        return
-    if size % replicas:
-        raise ValueError(
-            f"`batch_size` must be a multiple of {replicas}, the number of replicas. Received: batch_size={size}."
-        )
-    last = math.floor(len(first) * (1.0 - validation_split)) % size
-    if last and -(-last * replicas // size) < replicas:
-        raise ValueError(
-            f"The last batch of {last} images would leave some of the {replicas} replicas without any. Leave these "
-            f"images out, choose another `batch_size` than {size}, or give a tf.data.Dataset, whose batches are shared "
-            "out evenly."
-        )
-
-
-@contextmanager
-def clear_sharing_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Turns what is raised inside the graph for too small a batch into one clear line."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        if WITHOUT in str(error):
-            raise ValueError(
-                f"Every training batch must have an image for each of the {strategy.num_replicas_in_sync} replicas. "
-                "Received: one that leaves a replica without any. Leave it out, choose another batch size, or give a "
-                "tf.data.Dataset without `class_weight`, whose batches are shared out evenly."
-            ) from error
-        if TOO_FEW not in str(error):
-            raise
-        raise ValueError(
-            f"Every training batch must have at least {strategy.num_replicas_in_sync} images, one for each replica. "
-            "Received: a smaller one. Leave it out, or choose another batch size."
-        ) from error

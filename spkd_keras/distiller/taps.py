@@ -11,7 +11,9 @@ from keras import layers
 from spkd_keras.models.graph import first_argument, input_structure, inputs_like, is_graph, output_operation, replay
 
 UNCHANGING = ("Identity", "Reshape", "Flatten", "Cast")  # operations that leave probabilities what they are
-POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten)
+GLOBAL = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
+POOLING = (*GLOBAL, layers.Flatten)
+WHOLE = (*GLOBAL, layers.AveragePooling2D)  # what may pool whole maps, so that a flatten has no positions left
 
 
 class Tap(NamedTuple):
@@ -98,11 +100,8 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
         if isinstance(layer, POOLING)
         and any(_is_learned(x, "/" in path) for node in layer._inbound_nodes for x in node.input_tensors)
     ]
-    # A flatten behind a global pooling has no positions left to flatten.
-    while len(pooling) > 1 and isinstance(paths[pooling[-1]], layers.Flatten) and _is_pooled(paths[pooling[-1]]):
-        pooling.pop()
     if default_tap == "last_stage" and pooling:
-        return (Tap(pooling[-1], is_input=True),)
+        return (Tap(_pooling_before(paths, pooling[-1]), is_input=True),)
     missing = {
         "embedding": "no dense layer",
         "last_stage": "no layer named stage<N> and no global pooling or flatten behind layers with weights",
@@ -245,10 +244,17 @@ def _is_learned(tensor: Any, nested: bool) -> bool:
     return any(_is_learned(given, nested) for given in operation._inbound_nodes[node].input_tensors)
 
 
-def _is_pooled(layer: layers.Layer) -> bool:
-    """Whether what goes into a layer has no positions of the image left."""
-    shape = tuple(layer.input.shape)
-    return len(shape) != 4 or shape[1:3] == (1, 1)
+def _pooling_before(paths: dict[str, layers.Layer], last: str) -> str:
+    """Returns the pooling of whole maps that a flatten is behind, which has no positions left; else the same layer."""
+    prefix, layer = last[: len(last) - len(paths[last].name)], paths[last]
+    while isinstance(paths[last], layers.Flatten):
+        given = layer._inbound_nodes[0].input_tensors
+        if len(given) != 1 or prefix + layer.name not in paths:
+            break
+        if len(given[0].shape) == 4 and tuple(given[0].shape[1:3]) != (1, 1):
+            return prefix + layer.name if isinstance(layer, WHOLE) else last
+        layer = given[0]._keras_history.operation
+    return last
 
 
 def probability_layer(model: keras.Model, tap: Tap) -> Any:

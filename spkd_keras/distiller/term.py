@@ -114,13 +114,19 @@ class Term:
 
     def get_config(self) -> dict[str, Any]:
         """Returns a configuration that `from_config` takes, with the loss and the adapter serialised."""
+        loss = keras.saving.serialize_keras_object(self.loss)
+        if self.loss.dtype != keras.config.floatx():  # Keras' own losses (3.15) leave it out
+            loss["config"].setdefault("dtype", self.loss.dtype)
+        adapter = self.adapter and keras.saving.serialize_keras_object(self.adapter)
+        if adapter:
+            adapter.pop("build_config", None)  # the Distiller builds its copy; Keras (3.15) would by `build` alone
         return {
-            "loss": keras.saving.serialize_keras_object(self.loss),
+            "loss": loss,
             "weight": float(self.weight),
             "teacher": list(self.teacher) if isinstance(self.teacher, tuple) else self.teacher,
             "student": list(self.student) if isinstance(self.student, tuple) else self.student,
             "name": self.name,
-            "adapter": self.adapter and keras.saving.serialize_keras_object(self.adapter),
+            "adapter": adapter,
         }
 
     @classmethod
