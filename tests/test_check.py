@@ -1,17 +1,23 @@
 """What `spkd check` finds: each defect of an experiment, on real digits, and nothing where all is well."""
 
 import json
+import os
 import shutil
+import time
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from tiny_experiment import TINY, Listener, tiny
 from typer.testing import CliRunner
 
 from spkd_keras import cli, data, models
 from spkd_keras.experiment import ExperimentError
+from spkd_keras.observer import Observer
 from spkd_keras.training import Check, build, check_experiment, cost, findings, run_experiment
+from spkd_keras.training import check as check_module
 from spkd_keras.training.check_methods import check_method
 from spkd_keras.training.check_teacher import check_teacher
 from spkd_keras.training.cost import RunCost
@@ -246,6 +252,65 @@ def test_a_teacher_that_is_not_trained_yet(tmp_path):
     ]
 
 
+def test_what_is_left_is_counted(tmp_path):
+    experiment = tiny(tmp_path, "seeds=[0, 1]", "teacher=", "methods={student: []}")
+    run = tmp_path / "runs" / "tiny" / "student-seed1"
+    run.mkdir(parents=True)
+    (run / "experiment.yaml").write_text(experiment.single("student", 1).to_yaml(), encoding="utf-8")
+    for left in (2, 1):
+        assert check_experiment(experiment, out=tmp_path / "runs", cost=False).runs == {"student": left}
+        (run / "summary.json").write_text("{}", encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["a file", "not writable"])
+def test_a_folder_that_cannot_have_the_cache(kind, teacher, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    place.touch() if kind == "a file" else place.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: path != place)  # root may write anywhere
+    cached = saved(teacher, tmp_path).replace("}", f", cache: {{path: '{place}/cache'}}}}")
+    experiment = tiny(tmp_path, cached).select(["sp"])
+    check = check_experiment(experiment, out=tmp_path / "runs", cost=False)
+    found = f"teacher.cache: its folder cannot be written to: {place}/cache ({place} is {kind})."
+    assert texts(check.findings, "stop")[0] == f"{found} Give another `teacher.cache.path`."
+    if kind == "a file":
+        with pytest.raises(ExperimentError, match=r"^teacher.cache: its folder cannot be written to: .*/place \("):
+            run_experiment(experiment, tmp_path / "runs")
+
+
+def test_a_batch_that_does_not_fit_is_told_and_the_others_are_tried(experiment, monkeypatch):
+    tried = check_module.check_method
+
+    def check_method(distiller, batches, place, trained):
+        if place == "methods.sp":
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return tried(distiller, batches, place, trained)
+
+    monkeypatch.setattr(check_module, "check_method", check_method)
+    check = check_experiment(experiment, cost=False)
+    (found,) = texts(check.findings, "warning")
+    assert found.startswith("methods.sp: a batch of 32 does not fit into the memory of one device")
+    assert list(check.parts) == ["student", "kd"]
+
+
+def test_what_two_checks_find_is_told_once_and_what_was_done(teacher, digits, tmp_path):
+    class Told(Observer):
+        def __init__(self):
+            self.findings = []
+
+        def checked(self, findings, seconds):
+            self.findings += findings
+
+    experiment = tiny(tmp_path, saved(teacher, tmp_path), "methods.sp.terms.0.weight=1.0e+35").select(["sp"])
+    first, second, options = Told(), Told(), {"cost": False, "out": tmp_path / "runs"}
+    found = check_module.check_before_running(experiment, digits, first, True, **options)
+    message = r"No student was run. The teacher is trained: runs/teacher-seed0. To train"
+    options |= {"told": found, "trained": Path("runs/teacher-seed0")}
+    with pytest.raises(ExperimentError, match=message):
+        check_module.check_before_running(experiment, digits, second, False, **options)
+    assert found
+    assert (len(first.findings), second.findings) == (len(found), [])
+
+
 def test_what_all_runs_take_adds_up():
     costs = {"sp": RunCost(0.1, 10.0, 100, 7, 50), "teacher": RunCost(0.1, 3.0, 40, 9, 30)}
     check = Check(costs=costs, runs={"sp": 3, "teacher": 1}, cache=1000, jobs=2)
@@ -264,6 +329,31 @@ def test_the_time_of_a_run(digits, tmp_path, monkeypatch):
     student = 4 * distiller.student.count_params()
     assert found.bytes_left == 2 * student + cost.OTHER_BYTES
     assert found.bytes_meanwhile > 3 * 1.9 * student  # two checkpoints and one on its way, of weights and momentum
+
+
+def test_a_batch_takes_as_long_as_in_the_middle_of_an_epoch():
+    """Those that wait ready when the steps begin say nothing."""
+
+    def slowly(number):
+        time.sleep(0.05)
+        return number
+
+    def made(number):
+        return tf.ensure_shape(tf.numpy_function(slowly, [number], tf.int64, stateful=False), ())
+
+    batches = data.prefetched(tf.data.Dataset.range(100).map(made, num_parallel_calls=tf.data.AUTOTUNE))
+    threads = min(16, len(os.sched_getaffinity(0)))
+    assert cost.seconds_a_batch(batches) >= 0.9 * 0.05 / threads
+
+
+def test_the_time_of_making_batches_counts(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "_fastest", lambda do: 1.0)
+    experiment = tiny(tmp_path)
+    for gpus, step in (([], 1.5), (["a GPU"], 1.0)):
+        monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind, gpus=gpus: gpus)
+        distiller = build.build_distiller(None, build.build_student(experiment, digits.train), experiment, "student")
+        batches = data.training_batches(digits.train, 32, 0, data.EpochClock())
+        assert cost.measure(distiller, batches, digits, experiment, 0.5).step_seconds == step
 
 
 def test_the_worst_comes_first():
@@ -313,6 +403,9 @@ def test_the_command(teacher, tmp_path, monkeypatch):
     answer = json.loads(done.stdout)
     assert answer["teacher"]["accuracy"] > 0.9
     assert {"seconds", "disk", "peak_memory", "findings", "parts"} <= set(answer)
+    infinite = ["--set", "methods.sp.terms.0.weight=1.0e+38", "--json"]
+    answer = json.loads(CliRunner().invoke(cli.app, [*options, *infinite]).stdout, parse_constant=pytest.fail)
+    assert None in [row["gradient_norm"] for row in answer["parts"]["sp"]]
     random = models.wide_resnet(10, 0.5, image_shape=(8, 8, 1))
     done = CliRunner().invoke(cli.app, [*options[:-1], saved(random, tmp_path)])
     assert done.exit_code == 2

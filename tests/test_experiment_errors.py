@@ -134,6 +134,11 @@ WRONG = [
         "schedule.drops={a: 0.1}",
         "`schedule.drops` keys must be epochs (integers from 1) or fractions between 0 and 1, received 'a'.",
     ),
+    (
+        "schedule.drops.30=0.1",
+        "`schedule.drops` keys must be epochs (integers from 1) or fractions between 0 and 1, received '30' as text; "
+        "by --set give all of them, as in 'schedule.drops={30: 0.1}'.",
+    ),
     ("schedule.drops={2: 0}", "`schedule.drops.2`: input should be greater than 0. Received: 0 (int)."),
     ("schedule.drops={2: .inf}", "`schedule.drops.2`: input should be a finite number. Received: inf (float)."),
     ("schedule.drops=[1]", "`schedule.drops`: must be a mapping (key: value). Received: [1] (list)."),

@@ -221,6 +221,14 @@ def test_trials_of_a_search_lie_on_the_curve(tmp_path):
     assert told in (tmp_path / "report" / "results.html").read_text(encoding="utf-8")
 
 
+def test_a_weight_with_other_seeds_alone_is_left_out_and_named(tmp_path):
+    root = write_runs(tmp_path / "tiny")
+    write_run(root, "sp-30", 7, 0.5, [0.5] * 3, terms=[{"loss": "similarity_preserving", "weight": 30.0}])
+    (curve,) = report.weight_curves(report.read_runs(root))
+    assert (list(curve.errors), curve.seeds, curve.left_out) == ([100.0, 1000.0], [0, 1], [30.0])
+    assert report.tell_weights(curve).endswith("Left out, with other seeds alone: 30.")
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"epochs": %d}', '{"epochs": %d, "validation_error": "low"}'])
 def test_a_damaged_trial(tmp_path, text):
     epochs = Experiment.model_fields["schedule"].default.epochs

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fake_runs import write_bare_run, write_bare_runs
+from fake_runs import change, write_bare_run, write_bare_runs
 
 from spkd_keras import plots, report
 from spkd_keras.experiment import ExperimentError
@@ -21,7 +21,7 @@ def test_write_report(root, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == names
     text = (out / "RESULTS.md").read_text(encoding="utf-8")
     shown = {"Test errors by seed": "tiny-errors.png", "Similarity matrices": "tiny-similarity.png"}
-    assert text == report.markdown(results, {results[0].folder: shown})
+    assert text == report.markdown(results, [shown])
     assert "Not finished: at-seed1." in text
 
 
@@ -62,6 +62,35 @@ def test_two_experiments_of_one_name_have_a_figure_each(tmp_path):
     assert len(set(written)) == 5
     figures = [line for line in written[0].read_text(encoding="utf-8").splitlines() if line.startswith("![")]
     assert len(set(figures)) == 2
+
+
+def test_an_experiment_whose_name_is_that_of_another_with_a_number_has_its_own_figure(tmp_path):
+    for folder, name in (("one", "tiny"), ("two", "tiny"), ("one", "tiny-1"), ("one", "tiny-2")):
+        write_bare_run(tmp_path / "runs" / folder / name, "student", 0, 0.5, name=name)
+    results, written = report.write_report(report.read_runs(tmp_path / "runs"), tmp_path / "report")
+    assert len(set(written)) == len(written) == 9
+    lines = written[0].read_text(encoding="utf-8").splitlines()
+    figures = [line.partition("](")[2].removesuffix("-similarity.png)") for line in lines if line.startswith("![")]
+    names = [result.name for result in results]
+    assert dict(zip(figures, names, strict=True)) == {
+        **{"tiny-3": "tiny", "tiny-4": "tiny"},
+        **{"tiny-1": "tiny-1", "tiny-2": "tiny-2"},
+    }
+
+
+def test_folds_of_two_experiments_have_their_own_figures(tmp_path):
+    for name in ("large", "small"):
+        for fold in (1, 2):
+            for method in ("student", "sp"):
+                named = f"{name}-fold{fold}"
+                folder = write_bare_run(tmp_path / named, method, 0, 0.5, name=named, similarity=False)
+                change(folder, "name: digits", f"name: dtd/fold{fold}")
+                change(folder, "model: wide_resnet", f"model: wide_resnet\n  width: {1.5 if name == 'large' else 0.5}")
+    report.write_report(report.read_runs(tmp_path), tmp_path / "report")
+    text = (tmp_path / "report" / "RESULTS.md").read_text(encoding="utf-8")
+    for name in ("large", "small"):
+        section = text.partition(f"## {name}, folds 1, 2\n")[2].partition("\n## ")[0]
+        assert f"]({name}-errors.png)" in section
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive"])

@@ -73,6 +73,18 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, jobs):
     assert again.of("started") == ["broken-seed0"]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_another_process_is_at_does_not_stop_the_others(tmp_path, monkeypatch, jobs):
+    experiment = tiny(tmp_path, "seeds=[0, 1, 2]", "schedule.epochs=1", "teacher=", "methods={student: []}")
+    monkeypatch.setattr(RunFolder, "check_free", lambda run: None)  # it began behind that
+    root = tmp_path / "runs" / "tiny"
+    taken = RunFolder(root, experiment.single("student", 1))
+    with taken.locked(), pytest.raises(RunsFailedError, match=r"^student-seed1 failed: .* by another process. Wait"):
+        run_experiment(experiment, tmp_path / "runs", jobs=jobs)
+    done = sorted(summary.parent.name for summary in root.rglob("summary.json"))
+    assert done == ["student-seed0", "student-seed2"]
+
+
 def test_a_process_that_is_killed_does_not_stop_the_others(tmp_path):
     class Killer(Listener):
         def started(self, run, epochs):

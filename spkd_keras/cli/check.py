@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,9 +118,16 @@ def _table(result: "Check") -> Table:
     return table
 
 
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """Has null for what is not finite, for which JSON has no word."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+
+
 def _plain(result: "Check") -> dict[str, Any]:
     plain = dataclasses.asdict(result)
-    plain["parts"] = {method: [row._asdict() for row in rows] for method, rows in result.parts.items()}
+    plain["parts"] = {method: [_finite(row._asdict()) for row in rows] for method, rows in result.parts.items()}
     plain["costs"] = {run: cost._asdict() for run, cost in result.costs.items()}
     plain["findings"] = [finding._asdict() for finding in result.findings]
     return plain | {"seconds": result.seconds, "peak_memory": result.peak_memory, "disk": result.disk}

@@ -9,7 +9,8 @@ from rich.padding import Padding
 
 from spkd_keras.cli.app import app
 from spkd_keras.cli.console import answers, clear_errors
-from spkd_keras.experiment import loss_facts, presets
+from spkd_keras.experiment import loss_facts, preset_methods, presets
+from spkd_keras.report import loss_in_words
 
 
 @app.command()
@@ -26,5 +27,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print the answ
             line = f"published weight {facts['weight']}; {facts['across']}; cost a step {facts['cost']}"
             say(Padding(line, (0, 0, 0, 4)))
         say("\nb images, d embedding values, c channels, n positions, k classes, q projections.")
-        say(f"Published methods, by name in an experiment (methods: [student, kd, sp]): {', '.join(presets())}.")
-        say("Terms of your own: methods: {mine: [{loss: similarity_preserving, weight: 100.0, student: stage3}]}.")
+        say("\nPublished methods, by name in an experiment (methods: [student, kd, sp]):")
+        for name, method in preset_methods().items():
+            say(Padding(f"{name}: {loss_in_words(method)}", (0, 0, 0, 4)))
+        say("\nTerms of your own: methods: {mine: [{loss: similarity_preserving, weight: 100.0, student: stage3}]}.")

@@ -147,7 +147,8 @@ def _report(runs: Path, out: Path, as_json: bool, html: bool = False) -> None:
         return
     for result in results:
         answers.print(_table(result))
-        for line in [*reports.settings(result), *reports.remarks(result), *reports.costs(result)]:
+        pooled = [reports.medians(result)] if result.unit == "folds" else []
+        for line in [*reports.settings(result), *pooled, *reports.remarks(result), *reports.costs(result)]:
             say(f"  {line}")
         if result.unfinished:
             say(f"  Not finished: {', '.join(result.unfinished)}.")

@@ -1,7 +1,7 @@
 """An experiment as data: a frozen, validated model of its YAML file. Imports no TensorFlow."""
 
 from spkd_keras.experiment.loading import load_experiment, override, read_plain
-from spkd_keras.experiment.presets import loss_facts, presets
+from spkd_keras.experiment.presets import loss_facts, preset_methods, presets
 from spkd_keras.experiment.problems import ClearError, ExperimentError, unknown, validated
 from spkd_keras.experiment.published import Published
 from spkd_keras.experiment.records import damaged, read_record
@@ -64,6 +64,7 @@ __all__ = [
     "loss_facts",
     "override",
     "points",
+    "preset_methods",
     "presets",
     "read_plain",
     "read_record",

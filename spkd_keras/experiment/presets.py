@@ -9,6 +9,7 @@ import yaml
 
 from spkd_keras.experiment.problems import ExperimentError, shown, unknown
 from spkd_keras.experiment.schema import BASELINE
+from spkd_keras.experiment.sections import Method
 
 
 @functools.cache
@@ -24,6 +25,11 @@ def loss_facts() -> dict[str, dict[str, Any]]:
 def presets() -> dict[str, Any]:
     """Returns the published methods by name, as an experiment has them."""
     return copy.deepcopy(_known()["methods"])
+
+
+def preset_methods() -> dict[str, Method]:
+    """Returns the published methods by name, in full."""
+    return {name: Method.model_validate(_in_full(name, name)) for name in presets()}
 
 
 def expand_methods(plain: dict[str, Any]) -> None:

@@ -85,8 +85,11 @@ class Schedule(Section):
     def _check_drops(cls, drops: dict[Any, float]) -> dict[Any, float]:
         for when in drops:
             if not (type(when) is int and when > 0) and not (type(when) is float and 0 < when < 1):
+                number = isinstance(when, str) and when.replace(".", "", 1).isdecimal()
+                whole = f" as text; by --set give all of them, as in 'schedule.drops={{{when}: {drops[when]:g}}}'"
                 raise ValueError(
                     f"keys must be epochs (integers from 1) or fractions between 0 and 1, received {when!r}"
+                    f"{whole if number else ''}"
                 )
         return drops
 

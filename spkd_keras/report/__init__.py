@@ -9,7 +9,7 @@ from spkd_keras.report.results import (
     similarities,
     summarise,
 )
-from spkd_keras.report.settings import settings
+from spkd_keras.report.settings import loss_in_words, settings
 from spkd_keras.report.weight_curves import WeightCurve, weight_curves
 from spkd_keras.report.wording import (
     COLUMNS,
@@ -44,6 +44,7 @@ __all__ = [
     "comparisons",
     "costs",
     "errors_in_percent",
+    "loss_in_words",
     "markdown",
     "medians",
     "published",

@@ -29,7 +29,7 @@ def settings(result: ExperimentResult) -> list[str]:
     precisions = _each(run.spec.precision for run in students)
     told.append(networks + (f", in {precisions}." if precisions != PLAIN else "."))
     losses = [
-        f"{method.method}: {_each(_loss(run.spec.methods[run.method]) for run in runs)}"
+        f"{method.method}: {_each(loss_in_words(run.spec.methods[run.method]) for run in runs)}"
         for method in result.methods
         if (runs := [run for run in students if run.method == method.method and _has_terms(run)])
     ]
@@ -63,7 +63,8 @@ def _network(spec: Any) -> str:
     return (spec.model or Path(spec.path).name) + _arguments(spec)
 
 
-def _loss(method: Method) -> str:
+def loss_in_words(method: Method) -> str:
+    """Says what a method minimises: "0.1 student_loss + 0.9 soft_targets (temperature 4)"."""
     labels = "student_loss" if method.student_loss_weight == 1 else f"{method.student_loss_weight:g} student_loss"
     terms = [f"{term.weight:g} {term.loss}{_arguments(term)}" for term in method.terms]
     return " + ".join([labels, *terms] if method.student_loss_weight else terms)

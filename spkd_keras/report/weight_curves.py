@@ -1,7 +1,7 @@
 """Runs and trials that differ in the weight of one term alone: how sensitive is the error to it?"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from spkd_keras.experiment.sections import TermSpec
@@ -18,6 +18,7 @@ class WeightCurve(NamedTuple):
         seeds: that every weight was tried with.
         errors: by weight, a fraction for each of these seeds.
         baseline: of the student alone with the same settings, for those of these seeds that it has.
+        left_out: weights that were tried with other seeds alone.
         again: by weight, what other runs with it and one of these seeds came to, where that is something else.
     """
 
@@ -27,6 +28,7 @@ class WeightCurve(NamedTuple):
     seeds: list[int]
     errors: dict[float, list[float]]
     baseline: list[float]
+    left_out: list[float]
     again: dict[float, list[float]]
 
 
@@ -58,7 +60,7 @@ def _groups(runs: Sequence[Run]) -> dict[str, dict[tuple[float, int], list[Run]]
 
 
 def _curve(index: int, found: Sequence[Sequence[Run]], every: Sequence[Run]) -> WeightCurve | None:
-    """Returns the curve of runs over the weight of one of their terms; None if no seed was tried with two weights.
+    """Returns the curve of runs over the weight of one of their terms; None if it would have one weight alone.
 
     Args:
         index: of the term.
@@ -73,8 +75,10 @@ def _curve(index: int, found: Sequence[Sequence[Run]], every: Sequence[Run]) -> 
     for run in runs:
         if _error(run, key) is not None:
             tried.setdefault(_terms(run)[index].weight, {})[run.seed] = run
-    seeds = sorted(set.intersection(*map(set, tried.values()))) if tried else []
-    if len(tried) < 2 or not seeds:
+    every_weight = sorted(tried)
+    seeds = _common_seeds(tried)
+    tried = {weight: tried[weight] for weight in every_weight if set(seeds) <= set(tried[weight])}
+    if len(tried) < 2:
         return None
     errors = {weight: [_error(tried[weight][seed], key) for seed in seeds] for weight in sorted(tried)}
     methods = list(dict.fromkeys(tried[weight][seed].method for weight in sorted(tried) for seed in seeds))
@@ -84,8 +88,17 @@ def _curve(index: int, found: Sequence[Sequence[Run]], every: Sequence[Run]) -> 
         for error in dict.fromkeys(_error(run, key) for run in more if first.seed in seeds):
             if error not in (None, _error(first, key)):
                 again.setdefault(_terms(first)[index].weight, []).append(error)
-    measured = "held-out" if held_out else "test"
-    return WeightCurve(_terms(runs[0])[index].loss, methods, measured, seeds, errors, list(baseline.values()), again)
+    left_out = [weight for weight in every_weight if weight not in tried]
+    loss, measured = _terms(runs[0])[index].loss, "held-out" if held_out else "test"
+    return WeightCurve(loss, methods, measured, seeds, errors, list(baseline.values()), left_out, again)
+
+
+def _common_seeds(tried: Mapping[float, Mapping[int, Run]]) -> list[int]:
+    """Returns the seeds that weights have in common, but for weights that have none of those of weights with more."""
+    common: set[int] = set()
+    for seeds in sorted(map(set, tried.values()), key=len, reverse=True):
+        common = (common & seeds) or common or seeds
+    return sorted(common)
 
 
 def _error(run: Run, key: str) -> Any:

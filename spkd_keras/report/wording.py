@@ -121,6 +121,8 @@ def tell_weights(curve: WeightCurve) -> str:
         line += f" Student alone: {100 * statistics.median(curve.baseline):.2f} %."
     if curve.measured == "held-out":  # test images choose nothing
         line += f" {_lowest(medians)}"
+    if curve.left_out:
+        line += f" Left out, with other seeds alone: {', '.join(f'{weight:g}' for weight in curve.left_out)}."
     for weight, errors in sorted(curve.again.items()):
         line += f" Run again with {weight:g}: {', '.join(f'{100 * error:.2f} %' for error in errors)}."
     return line

@@ -1,5 +1,6 @@
 """Writing `RESULTS.md` and its figures."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ from spkd_keras.report.wording import EXPLANATION, errors_in_percent, medians, r
 from spkd_keras.run_files import Run
 
 
-def markdown(results: Sequence[ExperimentResult], figures: Mapping[Path, Mapping[str, str]] | None = None) -> str:
+def markdown(results: Sequence[ExperimentResult], figures: Sequence[Mapping[str, str]] = ()) -> str:
     """Returns the results as a Markdown page.
 
     Args:
         results: of `summarise`.
-        figures: for each experiment's folder what is to be seen, and the name of the file.
+        figures: for each result what is to be seen, and the name of the file.
     """
+    shown = figures or [{}] * len(results)
     parts = [f"# Results\n\n{EXPLANATION}\n"]
-    for result in results:
+    for index, result in enumerate(results):
         parts.append(f"## {result.title}\n")
         parts.append(" ".join([*settings(result), medians(result)]) + "\n")
         columns, rows = table(result)
@@ -28,8 +30,7 @@ def markdown(results: Sequence[ExperimentResult], figures: Mapping[Path, Mapping
         parts.extend(f"- {line}" for line in remarks(result))
         if result.unfinished:
             parts.append(f"- Not finished: {', '.join(result.unfinished)}.")
-        for shown, file in (figures or {}).get(result.folder, {}).items():
-            parts.append(f"\n![{shown} of {result.name}]({file})")
+        parts.extend(f"\n![{what} of {result.name}]({file})" for what, file in shown[index].items())
         parts.append("")
     return "\n".join(parts)
 
@@ -75,20 +76,18 @@ def write_report(
         ExperimentError: if the folder cannot be written to.
     """
     results = summarise(runs, trials)
-    figures: dict[Path, dict[str, str]] = {}
-    names = [result.name for result in results]
+    figures: list[dict[str, str]] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
         written = [out / "RESULTS.md"]
-        for index, result in enumerate(results):
-            # Experiments in two folders may have one name.
-            stem = result.name if names.count(result.name) == 1 else f"{result.name}-{index + 1}"
+        for result, stem in zip(results, _stems([result.name for result in results]), strict=True):
+            figures.append({})
             for shown, files in {
                 "Test errors by seed": _draw_errors(result, out / f"{stem}-errors"),
                 "Similarity matrices": _draw_similarities(result, out / f"{stem}-similarity"),
             }.items():
                 if files:
-                    figures.setdefault(result.folder, {})[shown] = files[0].name
+                    figures[-1][shown] = files[0].name
                     written.extend(files)
         written[0].write_text(markdown(results, figures), encoding="utf-8")
     except OSError as error:
@@ -96,6 +95,16 @@ def write_report(
             f"The report cannot be written to {out} ({error.strerror}). Choose another with --out."
         ) from error
     return results, written
+
+
+def _stems(names: Sequence[str]) -> list[str]:
+    """Returns a name for each result's files: its own, with a number where experiments in several folders have one."""
+    stems: list[str] = []
+    for name in names:
+        numbered = (f"{name}-{number}" for number in itertools.count(1))
+        free = (stem for stem in numbered if stem not in (*names, *stems))
+        stems.append(name if names.count(name) == 1 else next(free))
+    return stems
 
 
 def _draw_errors(result: ExperimentResult, path: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from spkd_keras.distiller import Term
 from spkd_keras.experiment import CacheSpec, Experiment
 from spkd_keras.observer import Observer
 from spkd_keras.training import build
+from spkd_keras.training.folder import check_writable
 
 FOLDER = "teacher-cache"
 ASKED = {"views", "store", "sketch", "seed"}
@@ -27,6 +28,17 @@ def shared(experiment: Experiment, root: Path) -> Experiment:
         return experiment
     cache = teacher.cache.model_copy(update={"path": str(folder_of(teacher.cache, root))})
     return experiment.model_copy(update={"teacher": teacher.model_copy(update={"cache": cache})})
+
+
+def check_place(experiment: Experiment, root: Path) -> None:
+    """Checks that the cache of an experiment with runs under `root`, if it has one, can be written.
+
+    Raises:
+        ExperimentError: if not.
+    """
+    spec = experiment.teacher_cache
+    if spec is not None:
+        check_writable(folder_of(spec, root).parent, "teacher.cache: its folder", "Give another `teacher.cache.path`.")
 
 
 def opened(
@@ -66,7 +78,6 @@ def computed(
         ExperimentError: as `opened`, or if the teacher's values cannot be kept as asked.
     """
     folder = folder_of(spec, root)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Two commands may want the same cache; the second one waits, and finds it.
     with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
         if not folder.exists():

@@ -1,15 +1,15 @@
 """Trying an experiment for a few batches, so that what is bound to fail fails before the hours are spent."""
 
 import dataclasses
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from spkd_keras import data, models
 from spkd_keras.distiller import Distiller, compared_layers, gathered_bytes
@@ -18,9 +18,10 @@ from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check_methods import PartRow, check_method
 from spkd_keras.training.check_teacher import check_teacher
-from spkd_keras.training.cost import RunCost, measure
+from spkd_keras.training.cost import RunCost, measure, seconds_a_batch
 from spkd_keras.training.findings import Finding, worst_first
 from spkd_keras.training.folder import RunFolder, run_folders
+from spkd_keras.training.room import not_writable, room
 from spkd_keras.training.teacher_run import check_fingerprint
 
 BATCHES = 2
@@ -38,7 +39,7 @@ class Check:
             images; None where that depends on the images.
         parts: for each method, the parts of its loss.
         costs: for each method, and for `teacher` where it has to be trained, what one run takes.
-        runs: how many runs of each of these there will be.
+        runs: how many runs of each of these are left.
         cache: bytes of the teacher's cache that will be computed.
         jobs: how many runs there will be side by side.
         findings: the worst first.
@@ -68,7 +69,7 @@ class Check:
     def disk(self) -> int:
         """What all runs and the teacher's cache leave, and the largest needs meanwhile, in bytes."""
         left = sum(self.runs[name] * cost.bytes_left for name, cost in self.costs.items())
-        meanwhile = max((cost.bytes_meanwhile for cost in self.costs.values()), default=0)
+        meanwhile = max((cost.bytes_meanwhile for name, cost in self.costs.items() if self.runs[name]), default=0)
         return left + self.cache + self.jobs * meanwhile
 
 
@@ -81,6 +82,7 @@ def check_experiment(
     jobs: int = 1,
     out: str | Path = "runs",
     cost: bool = True,
+    replicas: int = 1,
     observer: Observer | None = None,
 ) -> Check:
     """Builds everything, takes two real batches, and says what is wrong and what it will take. Trains nothing.
@@ -90,10 +92,11 @@ def check_experiment(
         splits: its data, if they are loaded already.
         teacher: the trained teacher. None takes the file that the experiment names, or, where it has to be trained
             first, a new network in its place, whose accuracy and values then say nothing.
-        runs: the methods to look at, and how many runs there will be of each; None for all of the experiment.
+        runs: the methods to look at, and how many runs are left of each; None for all of the experiment.
         jobs: how many of them side by side.
         out: where the runs would go: whether they can, and whether there is room on the disk.
         cost: whether to measure what it will take.
+        replicas: devices that will share every batch; the cost is that of one of them with its part.
         observer: is told what is being tried.
 
     Returns:
@@ -103,12 +106,12 @@ def check_experiment(
         ExperimentError: if the experiment cannot be built at all.
     """
     observer, check = observer or Observer(), Check(jobs=jobs)
-    check.runs = dict.fromkeys(experiment.methods, len(experiment.seeds)) if runs is None else dict(runs)
+    root = Path(out) / experiment.name
+    check.runs = _left(experiment, root) if runs is None else dict(runs)
     observer.checking("the data")
     splits = splits or build.load_data(experiment.data)
     training = experiment.teacher_training()
     trained = teacher is not None or training is None
-    root = Path(out) / experiment.name
     _look_at_runs(check, experiment, training, splits, root)
     check.findings += _late_drops(experiment, None if trained else training)
     if teacher is None and experiment.teacher is not None:
@@ -119,6 +122,10 @@ def check_experiment(
     augmentation = build.augmentation(experiment.data)
     dataset = data.training_batches(splits.train, batch_size, seed, data.EpochClock(), augmentation)
     batches = list(dataset.take(max(BATCHES, -(-TEACHER_IMAGES // batch_size))))
+    part = dataset
+    if replicas > 1:
+        part = data.training_batches(splits.train, batch_size // replicas, seed, data.EpochClock(), augmentation)
+    batch_seconds = seconds_a_batch(dataset) if cost else 0.0
     if teacher is not None and trained:
         observer.checking("the teacher")
         check.teacher, found = check_teacher(teacher, *_images(batches), list(splits.train.class_names))
@@ -127,15 +134,17 @@ def check_experiment(
             check_fingerprint(models.fingerprint(teacher), run_folders(root, experiment))
     for name in list(check.runs):
         observer.checking(f"the method {name}")
-        distiller = _check_one(check, experiment.single(name, seed), splits, teacher, batches, trained)
-        if cost and distiller is not None:
-            check.costs[name] = measure(distiller, dataset, splits, experiment)
+        with _fitting(check, f"methods.{name}", batch_size):
+            distiller = _check_one(check, experiment.single(name, seed), splits, teacher, batches, trained)
+            if cost and distiller is not None:
+                check.costs[name] = measure(distiller, part, splits, experiment, batch_seconds)
     if cost and training is not None and not trained:
         observer.checking("the training of the teacher")
-        network = build.build_student(training, splits.train)
-        distiller = build.build_distiller(None, network, training, TEACHER)
-        check.costs[TEACHER] = measure(distiller, dataset, splits, training)
-        check.runs[TEACHER] = 1
+        with _fitting(check, "teacher", batch_size):
+            network = build.build_student(training, splits.train)
+            distiller = build.build_distiller(None, network, training, TEACHER)
+            check.costs[TEACHER] = measure(distiller, part, splits, training, batch_seconds)
+            check.runs[TEACHER] = 1
     spec = experiment.teacher_cache
     if teacher is not None and spec is not None:
         with _stopping(check, "teacher.cache"):
@@ -147,24 +156,56 @@ def check_experiment(
         size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
         check.findings.append(Finding("note", "teacher.cache", size))
     if cost:
-        check.findings += _room(check, Path(out))
+        check.findings += room(check.disk, Path(out))
     check.findings = worst_first(check.findings)
     return check
 
 
 def check_before_running(
-    experiment: Experiment, splits: data.Splits, observer: Observer, force: bool, **options: Any
-) -> None:
+    experiment: Experiment,
+    splits: data.Splits,
+    observer: Observer,
+    force: bool,
+    told: Collection[Finding] = (),
+    trained: Path | None = None,
+    **options: Any,
+) -> list[Finding]:
     """Tells the observer what is found, and refuses to run what cannot work unless forced.
+
+    Args:
+        experiment: what is to be run.
+        splits: its data.
+        observer: is told.
+        force: whether to refuse nothing.
+        told: found before, and not told again.
+        trained: folder of the teacher, if it has just been trained.
+        **options: of `check_experiment`.
+
+    Returns:
+        What was found.
 
     Raises:
         ExperimentError: if something found is of the severity "stop".
     """
     check = check_experiment(experiment, splits, observer=observer, **options)
-    observer.checked([finding._asdict() for finding in check.findings], check.seconds if check.costs else None)
+    new = [finding._asdict() for finding in check.findings if finding not in told]
+    observer.checked(new, check.seconds if check.costs else None)
     stopping = [str(finding) for finding in check.findings if finding.severity == "stop"]
     if stopping and not force:
-        raise ExperimentError("\n".join([*stopping, "Nothing was run. --force runs it all the same."]))
+        done = "Nothing was run. --force runs it all the same."
+        if trained is not None:
+            done = (
+                f"No student was run. The teacher is trained: {trained}. To train it otherwise, remove that folder or "
+                "choose another --out. --force runs the students all the same."
+            )
+        raise ExperimentError("\n".join([*stopping, done]))
+    return check.findings
+
+
+def _left(experiment: Experiment, root: Path) -> dict[str, int]:
+    """Returns how many runs of each method are not finished."""
+    left = Counter(folder.method for folder in run_folders(root, experiment) if not folder.finished)
+    return {method: left[method] for method in experiment.methods}
 
 
 def _check_one(
@@ -203,16 +244,30 @@ def _stopping(check: Check, place: str) -> Iterator[None]:
         check.findings.append(Finding("stop", place, str(error).removeprefix(f"{place}: ")))
 
 
+@contextmanager
+def _fitting(check: Check, place: str, batch_size: int) -> Iterator[None]:
+    """Makes a finding of a batch that is too large for one device, which several may share."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        found = f"a batch of {batch_size} does not fit into the memory of one device, so that this was not tried."
+        cure = "Lower data.batch_size, unless several devices share it."
+        check.findings.append(Finding("warning", place, found, cure))
+
+
 def _look_at_runs(
     check: Check, experiment: Experiment, training: Experiment | None, splits: data.Splits, root: Path
 ) -> None:
     """Looks for what `run_experiment` refuses of the folder of the runs; one finding, as it tells the first alone."""
-    place = _existing(root)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        reason = f"{place} is {'not writable' if place.is_dir() else 'a file'}"
+    if reason := not_writable(root):
         found = f"the output folder cannot be written to: {root} ({reason})."
         check.findings.append(Finding("stop", "out", found, "Choose another with --out."))
         return
+    if spec := experiment.teacher_cache:
+        kept = cached_teacher.folder_of(spec, root)
+        if reason := not_writable(kept.parent):
+            found = f"its folder cannot be written to: {kept} ({reason})."
+            check.findings.append(Finding("stop", "teacher.cache", found, "Give another `teacher.cache.path`."))
     folders = ([RunFolder(root, training)] if training else []) + run_folders(root, experiment)
     with _stopping(check, "out"):
         for folder in folders:
@@ -247,17 +302,3 @@ def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Fin
 def _images(batches: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
     pixels, labels = (np.concatenate([np.asarray(batch[part]) for batch in batches]) for part in (0, 1))
     return pixels, labels if labels.ndim == 1 else labels.argmax(axis=-1)  # mixed labels
-
-
-def _room(check: Check, out: Path) -> list[Finding]:
-    place = _existing(out)
-    free = shutil.disk_usage(place).free
-    if check.disk <= free:
-        return []
-    found = f"the runs need {check.disk / 1e6:,.0f} MB and {place} has {free / 1e6:,.0f} MB free."
-    return [Finding("stop", "disk", found, "Make room, or choose another folder with --out.")]
-
-
-def _existing(path: Path) -> Path:
-    """Returns the nearest parent that exists, or the path itself."""
-    return next(folder for folder in [path.absolute(), *path.absolute().parents] if folder.exists())

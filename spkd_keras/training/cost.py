@@ -1,12 +1,14 @@
 """What an experiment will take, measured from a few real steps."""
 
 import itertools
+import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from spkd_keras import data
 from spkd_keras.distiller import Distiller
@@ -23,7 +25,7 @@ class RunCost(NamedTuple):
     """What one run takes.
 
     Attributes:
-        step_seconds: of a training step, the fastest of a few.
+        step_seconds: of a training step, the fastest of a few, and of making its batch.
         seconds: of the whole run, without starting it.
         bytes_left: on the disk when it is done.
         bytes_meanwhile: on the disk beside that while it runs.
@@ -37,7 +39,9 @@ class RunCost(NamedTuple):
     peak_memory: int
 
 
-def measure(distiller: Distiller, batches: Any, splits: data.Splits, experiment: Experiment) -> RunCost:
+def measure(
+    distiller: Distiller, batches: Any, splits: data.Splits, experiment: Experiment, batch_seconds: float = 0.0
+) -> RunCost:
     """Trains for a few steps, and evaluates a batch; the student is of no use afterwards.
 
     Args:
@@ -45,12 +49,14 @@ def measure(distiller: Distiller, batches: Any, splits: data.Splits, experiment:
         batches: a dataset of training batches.
         splits: give the numbers of images.
         experiment: gives batch size and epochs.
+        batch_seconds: of making a batch: beside the steps of a GPU, and between those of a processor.
     """
     reset_peak_memory()
     distiller.make_train_function()
     train: Any = distiller.train_function
     endless = iter(batches.repeat())
     step = _fastest(lambda: keras.tree.map_structure(np.asarray, train(endless)))
+    step = max(step, batch_seconds) if tf.config.list_logical_devices("GPU") else step + batch_seconds
     validation = splits.validation or splits.test
     pixels, _ = next(iter(data.evaluation_batches(validation, EVALUATION_BATCH)))
     evaluated = _fastest(lambda: distiller.student.predict_on_batch(pixels)) / len(pixels)
@@ -63,6 +69,22 @@ def measure(distiller: Distiller, batches: Any, splits: data.Splits, experiment:
     state = sum(v.value.numpy().nbytes for v in itertools.chain(distiller.variables, distiller.optimizer.variables))
     left = 2 * student + OTHER_BYTES
     return RunCost(step, seconds, left, (KEPT + 1) * state, peak_memory())
+
+
+def seconds_a_batch(batches: Any) -> float:
+    """Returns how long it takes to make a batch when none is waiting, in seconds, as in the middle of an epoch.
+
+    Args:
+        batches: a dataset.
+    """
+    endless = iter(batches.repeat())
+    ahead = len(os.sched_getaffinity(0)) + 2  # so many are made at a time or wait
+    for _ in range(ahead):
+        next(endless)
+    begun = time.perf_counter()
+    for _ in range(ahead):
+        next(endless)
+    return (time.perf_counter() - begun) / ahead
 
 
 def _fastest(do: Callable[[], Any]) -> float:

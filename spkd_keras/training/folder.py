@@ -195,12 +195,16 @@ def check_same_data(folder: Path, recorded: str | None, digest: str) -> None:
         )
 
 
+class BusyError(ExperimentError):
+    """Another process is at a folder. The next one may be free."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a folder, which is made if need be; the lock dies with this process.
 
     Raises:
-        ExperimentError: if another process is at it.
+        BusyError: if another process is at it.
     """
     check_writable(folder)
     try:
@@ -208,7 +212,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock = filelock.FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise ExperimentError(
+        raise BusyError(
             f"{folder} is being run by another process. Wait for it, or stop it and give the same command again."
         ) from None
     try:
@@ -218,8 +222,13 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, name: str = "The output folder", cure: str = "Choose another with --out.") -> None:
     """Makes a folder and checks that files can be written to it.
+
+    Args:
+        folder: where.
+        name: what it is to the user.
+        cure: what to do if it cannot be.
 
     Raises:
         ExperimentError: if not.
@@ -230,9 +239,7 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink(missing_ok=True)  # another process may try the same
     except OSError as error:
-        raise ExperimentError(
-            f"The output folder cannot be written to: {folder} ({error.strerror}). Choose another with --out."
-        ) from error
+        raise ExperimentError(f"{name} cannot be written to: {folder} ({error.strerror}). {cure}") from error
 
 
 @contextmanager

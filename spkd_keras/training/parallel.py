@@ -6,7 +6,7 @@ from typing import Any
 
 from spkd_keras.experiment import ClearError, ExperimentError
 from spkd_keras.observer import Observer
-from spkd_keras.training.folder import RunFolder
+from spkd_keras.training.folder import BusyError, RunFolder
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.processes import Worker, ending
 
@@ -90,6 +90,8 @@ def _do(job: Job, folder: RunFolder, observer: Observer, interruption: Interrupt
     """Does one run, in its own process."""
     try:
         job(folder, observer, interruption)
+    except BusyError as error:
+        observer.failed(folder.path.name, str(error))
     except (ExperimentError, ClearError):
         raise
     except Exception as error:

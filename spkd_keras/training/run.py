@@ -16,7 +16,8 @@ from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
 from spkd_keras.training.devices import Devices
-from spkd_keras.training.folder import RunFolder, check_writable, not_left_empty, run_folders
+from spkd_keras.training.findings import Finding
+from spkd_keras.training.folder import BusyError, RunFolder, check_writable, not_left_empty, run_folders
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.parallel import run_in_processes
 from spkd_keras.training.teacher_run import check_fingerprint, load_teacher, train_teacher
@@ -100,6 +101,7 @@ def _run_into(
     left = [folder for folder in every if not folder.finished]
     if left:
         check_writable(root)
+        cached_teacher.check_place(experiment, root)
         for folder in left:
             folder.check_free()
     for folder in every:
@@ -120,11 +122,13 @@ def _run_into(
             begun = {folder.method for folder in runs if folder.path.exists()}
             to_do = Counter(folder.method for folder in left if folder.method != TEACHER)
             new = to_do if check and set(to_do) - begun else {}
-            try_out = partial(check_before_running, experiment, splits, observer, force, runs=new, jobs=jobs, out=out)
+            options = {"runs": new, "jobs": jobs, "out": out, "replicas": devices.replicas}
+            try_out = partial(check_before_running, experiment, splits, observer, force, **options)
             teacher_is_new = teacher_run is not None and not teacher_run.finished
+            told: list[Finding] = []
             if teacher_run is not None and teacher_is_new:
                 if new:
-                    try_out()
+                    told = try_out()
                 train_teacher(teacher_run, splits, observer, interruption, devices)
             if teacher_run is not None:
                 devices.share(teacher_run.student)
@@ -133,7 +137,8 @@ def _run_into(
             if new:
                 # The first process alone tries, and running a teacher of the strategy would wait for all of them.
                 its_teacher = load_teacher(experiment, teacher_run, splits) if devices.strategy else teacher
-                try_out(teacher=its_teacher, cost=not teacher_is_new)
+                trained = teacher_run.path if teacher_run is not None and teacher_is_new else None
+                try_out(teacher=its_teacher, cost=not teacher_is_new, told=told, trained=trained)
             reasons = _run_all(experiment, runs, splits, teacher, teacher_run, jobs, observer, interruption, devices)
             if reasons:
                 raise RunsFailedError(root, reasons)
@@ -169,6 +174,7 @@ def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Ob
     if teacher_run:
         teacher_run.check_owner()
     check_writable(root)
+    cached_teacher.check_place(experiment, root)
     with interruption.listening():
         splits = build.load_data(experiment.data)
         build.check(experiment, splits)
@@ -215,6 +221,9 @@ def _run_here(
     for folder in runs:
         try:
             train(folder, splits, observer, interruption, *shared)
+        except BusyError as error:
+            reasons[folder.path.name] = str(error)
+            observer.failed(folder.path.name, str(error))
         except (ExperimentError, ClearError):  # what the next run would meet too
             raise
         except Exception as error:
