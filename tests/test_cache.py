@@ -278,14 +278,19 @@ def test_the_error_of_a_sketch_falls_as_its_root_and_is_what_numpy_says():
     assert np.linalg.norm(kept - exact) / np.linalg.norm(exact) == pytest.approx(errors[0].error, rel=1e-3)
 
 
-def test_a_wide_tap_is_projected_by_parts():
+def test_a_wide_tap_is_projected_by_parts(monkeypatch):
     """Of 10,000 values, whose projection is drawn in three parts; larger sketches than 4,096 are not tried."""
-    from spkd_keras.cache.sketch import _projected, projection
+    from spkd_keras.cache import sketch
+    from spkd_keras.cache.sketch import _projected, projection, projector
 
     flat = np.random.default_rng(0).normal(size=(4, 10_000)).astype("float32")
     matrix = projection(10_000, 64, 3).numpy()
     np.testing.assert_allclose(_projected(flat, 64, 3), flat @ matrix, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(projector(10_000, 64, 3)(flat), flat @ matrix, rtol=1e-3, atol=1e-3)
     assert matrix.std() == pytest.approx(1 / 8, rel=0.01)
+    monkeypatch.setattr(sketch, "LARGEST_HELD", 10_000 * 64 - 1)
+    monkeypatch.setattr(sketch, "projection", pytest.fail)  # it would not fit
+    np.testing.assert_array_equal(projector(10_000, 64, 3)(flat), _projected(flat, 64, 3))
     assert not np.array_equal(matrix[:100], matrix[4096:4196])
     assert [error.size for error in sketch_errors(flat, 0, "float16")][-2:] == [4096, 10_000]
 

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from networks import CLASSES, cross_entropy, images, small_network
 from tiny_experiment import summary_of
+from typer.testing import CliRunner
 
-from spkd_keras import Distiller, Term, losses, models
+from spkd_keras import Distiller, Term, WeightSchedule, losses, models
+from spkd_keras.cli import app
 from spkd_keras.data import digits
 from spkd_keras.experiment import ExperimentError, loss_facts, presets
 from spkd_keras.losses import LOSSES
@@ -29,6 +31,23 @@ def test_every_loss_is_known_by_its_name_and_explained():
     for name, facts in loss_facts().items():
         assert set(facts) == {"formula", "weight", "across", "cost", "reference"}, name
         assert LOSSES[name]().name == name
+
+
+def test_the_weight_of_dkd_rises_as_its_authors_have_it():
+    """As min(epoch / 20, 1), epochs counted from 1."""
+    schedule = WeightSchedule(warm_up=19)
+    assert [schedule.factor(epoch, 240) for epoch in range(30)] == [min((epoch + 1) / 20, 1.0) for epoch in range(30)]
+
+
+def test_what_published_methods_minimise_is_told():
+    told = " ".join(CliRunner().invoke(app, ["methods"]).stdout.split())
+    for line in (
+        "student: student_loss kd: 0.1 student_loss + 0.9 soft_targets (temperature 4)",
+        "rkd: student_loss + 25 relational_distance + 50 relational_angle",
+        "dist: student_loss + 1 dist (beta 2, gamma 2, temperature 4)",
+    ):
+        assert line in told
+    assert [name for name in presets() if f" {name}: " in told] == list(presets())
 
 
 def test_where_each_loss_looks_when_no_layer_is_named():

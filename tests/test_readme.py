@@ -5,13 +5,16 @@ import re
 import runpy
 import statistics
 from pathlib import Path
+from typing import Any
 
 import keras
 import pytest
+import yaml
 from networks import images, small_network
 
-from spkd_keras import report
-from spkd_keras.experiment import loss_facts
+from spkd_keras import Distiller, Term, losses, report
+from spkd_keras.experiment import load_experiment, loss_facts
+from spkd_keras.training import build
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,6 +29,42 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pixels, labels = images(20)
     exec(example.replace("epochs=10", "epochs=1, verbose=0"), {"images": pixels, "labels": labels})
     keras.saving.load_model(tmp_path / "student.keras").predict(pixels, verbose=0)
+
+
+def test_the_loss_of_ones_own_trains_and_is_known_to_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(losses.LOSSES, "cosine_distance", None)  # and away when the test ends
+    (example,) = re.findall(r"```py\n(.*?)```", README, flags=re.DOTALL)
+    definition, _, call = example.strip().rpartition("\n")
+    named: dict[str, Any] = {}
+    exec(definition, named)
+    distiller = Distiller(small_network(8), small_network(8), [Term(named["CosineDistance"]())], student_loss_weight=0)
+    distiller.compile("sgd")
+    assert 0 < distiller.fit(images(8)[0], verbose=0).history["cosine_distance"][0] < 1
+    assert re.search(r"\{loss: cosine_distance\}", call)
+    (tmp_path / "mine.yaml").write_text(
+        "{data: {name: digits}, teacher: {model: wide_resnet}, student: {model: wide_resnet}, "
+        "methods: {mine: [{loss: cosine_distance}]}}"
+    )
+    (term,) = build.build_terms(load_experiment(tmp_path / "mine.yaml"), "mine")
+    assert isinstance(term.loss, named["CosineDistance"])
+
+
+def test_the_keys_of_an_experiment_are_all_that_there_are_with_their_defaults(tmp_path: Path) -> None:
+    photos, every = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    for name, text in (("photos", photos), ("every", every)):
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+        load_experiment(tmp_path / f"{name}.yaml")
+    told = yaml.safe_load(every)
+    needed = {"data": {"name": "cifar10"}, **{key: told[key] for key in ("student", "methods")}}
+    needed["teacher"] = {"model": "wide_resnet", "width": 2}
+    (tmp_path / "least.yaml").write_text(yaml.safe_dump(needed), encoding="utf-8")
+    whole = yaml.safe_load(load_experiment(tmp_path / "least.yaml").to_yaml())
+    for key in ("name", "methods", "student"):
+        whole.pop(key)
+    assert whole["teacher"].pop("path") is None
+    assert {key: told[key] for key in whole} == whole
 
 
 def test_the_table_is_that_of_the_recorded_runs() -> None:
@@ -60,7 +99,7 @@ def test_the_results_are_those_of_the_recorded_runs() -> None:
 
 
 def test_the_recorded_runs_are_of_the_experiment_as_it_is() -> None:
-    from spkd_keras.experiment import differences, load_experiment
+    from spkd_keras.experiment import differences
 
     experiment = load_experiment(ROOT / "experiments" / "digits.yaml")
     for method in experiment.methods:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from spkd_keras import models
 from spkd_keras.cache.manifest import Manifest, StoredTensor, bytes_of, data_digest
 from spkd_keras.cache.shards import ShardWriter
-from spkd_keras.cache.sketch import projection, sketch_errors
+from spkd_keras.cache.sketch import projector, sketch_errors
 from spkd_keras.cache.teacher_cache import TeacherCache
 from spkd_keras.data import AnyImages, Augmentation, EpochClock, view_batches
 from spkd_keras.distiller import Term
@@ -174,16 +174,16 @@ def _values(
     run: Callable[[Any], Sequence[Any]], tensors: Sequence[StoredTensor], seed: int, store: str
 ) -> Callable[[Any], list[np.ndarray]]:
     """Returns a function from a batch of pixels to what is kept of the teacher's taps, sketched and in their dtype."""
-    projections = [
-        None if tensor.sketched_from is None else projection(tensor.sketched_from, tensor.size, seed)
+    projectors = [
+        None if tensor.sketched_from is None else projector(tensor.sketched_from, tensor.size, seed)
         for tensor in tensors
     ]
 
     def values(pixels: Any) -> list[np.ndarray]:
         kept = []
-        for value, matrix in zip(run(pixels), projections, strict=True):
-            if matrix is not None:
-                value = tf.matmul(tf.reshape(tf.cast(value, tf.float32), (value.shape[0], -1)), matrix)
+        for value, projected in zip(run(pixels), projectors, strict=True):
+            if projected is not None:
+                value = projected(tf.reshape(tf.cast(value, tf.float32), (value.shape[0], -1)))
             kept.append(tf.cast(value, store).numpy())
         return kept
 

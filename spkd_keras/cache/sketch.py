@@ -1,6 +1,6 @@
 """Random projections of activations, which keep the inner products between images nearly."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from spkd_keras.losses import similarity_matrix
 
 SMALLEST, DOUBLINGS = 64, 7  # sketches that are measured, up to 4096: larger ones save little and take long
 ROWS = 4096  # of a projection that are drawn at once
+LARGEST_HELD = 2**28  # numbers of a projection; a larger one is drawn anew for each batch
 
 
 def projection(size: int, sketch: int, seed: int) -> Any:
@@ -24,6 +25,14 @@ def projection(size: int, sketch: int, seed: int) -> Any:
     return tf.concat(list(_rows(size, sketch, seed)), axis=0)
 
 
+def projector(size: int, sketch: int, seed: int) -> Callable[[Any], Any]:
+    """Returns a function from activations, shape (batch, size), to their products with `projection`."""
+    if size * sketch > LARGEST_HELD:
+        return lambda flat: _projected(flat, sketch, seed)
+    matrix = projection(size, sketch, seed)
+    return lambda flat: tf.matmul(flat, matrix)
+
+
 def _rows(size: int, sketch: int, seed: int) -> Iterator[Any]:
     """Yields the rows of a projection, some at a time: of wide taps the whole would not fit into the memory."""
     for start in range(0, size, ROWS):
@@ -32,7 +41,7 @@ def _rows(size: int, sketch: int, seed: int) -> Iterator[Any]:
 
 
 def _projected(flat: Any, sketch: int, seed: int) -> Any:
-    """Returns flat @ projection."""
+    """Returns flat @ projection, which is never there as a whole."""
     parts = tf.split(flat, [min(ROWS, flat.shape[1] - start) for start in range(0, flat.shape[1], ROWS)], axis=1)
     rows = _rows(int(flat.shape[1]), sketch, seed)
     return tf.add_n([tf.matmul(part, some) for part, some in zip(parts, rows, strict=True)])

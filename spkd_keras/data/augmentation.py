@@ -18,8 +18,9 @@ class Augmentation(NamedTuple):
     Attributes:
         name: "none"; "cifar": reflect-pad by 4, random crop, random flip; "imagenet": random-resized crop, random flip.
         mixup: alpha of MixUp's beta distribution; 0 for none.
-        cutmix: factor of CutMix; 0 for none.
-        randaugment: strength of RandAugment, up to 1; 0 for none.
+        cutmix: Keras' factor of CutMix, whose alpha is uniform from 0 to it, drawn for each batch; 0 for none.
+        randaugment: Keras' factor of RandAugment, up to 1; 0 for none. The two operations are drawn for each batch, not
+            for each image, and turn by up to factor * 360 degrees one way.
     """
 
     name: str = "none"

@@ -23,8 +23,8 @@ class Data(Section):
         augmentation: of the training images; "none", "cifar" for images of one size (reflect-pad 4, random crop, flip)
             or "imagenet" for photos (random-resized crop, flip).
         mixup: alpha of MixUp, 0 for none.
-        cutmix: factor of CutMix, 0 for none; not with mixup.
-        randaugment: strength of RandAugment, 0 for none.
+        cutmix: Keras' factor of CutMix, 0 for none; not with mixup.
+        randaugment: Keras' factor of RandAugment, 0 for none.
         validation: what hyper-parameters are chosen by: the name of a split, or the fraction of the training images,
             stratified by class, that is held out (0 for none). Default: the set's own validation split, or a tenth.
         test: name of the split that is reported.
