@@ -287,10 +287,11 @@ def test_a_batch_that_does_not_fit_is_told_and_the_others_are_tried(experiment, 
         return tried(distiller, batches, place, trained)
 
     monkeypatch.setattr(check_module, "check_method", check_method)
-    check = check_experiment(experiment, cost=False)
-    (found,) = texts(check.findings, "warning")
-    assert found.startswith("methods.sp: a batch of 32 does not fit into the memory of one device")
-    assert list(check.parts) == ["student", "kd"]
+    for replicas, severity in ((1, "stop"), (2, "warning")):
+        check = check_experiment(experiment, cost=False, replicas=replicas)
+        (found,) = texts(check.findings, severity)
+        assert found.startswith("methods.sp: a batch of 32 does not fit into the memory of one device")
+        assert list(check.parts) == ["student", "kd"]
 
 
 def test_what_two_checks_find_is_told_once_and_what_was_done(teacher, digits, tmp_path):

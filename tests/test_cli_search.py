@@ -122,7 +122,7 @@ def test_frontier_adds_up(file, tmp_path):
         assert student["error"] == pytest.approx(sum(student["errors"]) / 2)
         assert {student["parameters"]} == {summary["parameters"] for summary in summaries}
         assert {student["multiply_adds"]} == {summary["multiply_adds"] for summary in summaries}
-        assert student["bytes"] == [(run / "export" / "student.tflite").stat().st_size for run in runs]
+        assert student["bytes"] == [(run / "frontier" / "student.tflite").stat().st_size for run in runs]
         if student["method"] == "sp":
             baselines = [folder / student["student"] / f"student-seed{seed}" / "summary.json" for seed in (0, 1)]
             alone = [json.loads(path.read_text())["validation_error"] for path in baselines]

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from loss_references import block_mean, projection, variational_information
-from networks import cross_entropy, images, small_network
+from networks import CLASSES, cross_entropy, images, small_network
 from numpy.testing import assert_allclose
 
 from spkd_keras import Distiller, Term
-from spkd_keras.losses import LOSSES, Hint, InterChannelCorrelation, Projection, VariationalInformation
+from spkd_keras.losses import LOSSES, Hint, InterChannelCorrelation, Projection, SoftTargets, VariationalInformation
 
 TEACHER = (None, 4, 4, 6)
 RANDOM = np.random.default_rng(3)
@@ -175,3 +175,23 @@ def test_adapters_learn_in_fit(key):
     history = distiller.fit(x, y, batch_size=20, epochs=8, verbose=0).history
     values = history[key]
     assert values[-1] < values[0] - 0.01
+
+
+def test_an_adapter_on_a_student_whose_inside_cannot_be_reached():
+    class Closed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.network = small_network(4)
+
+        def call(self, x, training=None):
+            return self.network(x, training=training)
+
+    student, (x, y) = Closed(), images(8)
+    student(x)
+    logits = keras.Input((CLASSES,))
+    adapter = keras.Model(logits, keras.layers.Dense(CLASSES)(logits))
+    distiller = Distiller(small_network(8), student, [Term(SoftTargets(), adapter=adapter)])
+    distiller.compile(keras.optimizers.SGD(0.1), cross_entropy())
+    distiller.fit(x, y, verbose=0)
+    trained = distiller.adapters["soft_targets"].get_weights()
+    assert any(np.abs(one - other).max() > 0 for one, other in zip(adapter.get_weights(), trained, strict=True))

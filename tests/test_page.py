@@ -226,6 +226,9 @@ def test_a_weight_with_other_seeds_alone_is_left_out_and_named(tmp_path):
     write_run(root, "sp-30", 7, 0.5, [0.5] * 3, terms=[{"loss": "similarity_preserving", "weight": 30.0}])
     (curve,) = report.weight_curves(report.read_runs(root))
     assert (list(curve.errors), curve.seeds, curve.left_out) == ([100.0, 1000.0], [0, 1], [30.0])
+    for seed in (8, 9):  # more seeds, of one weight
+        write_run(root, "sp-30", seed, 0.5, [0.5] * 3, terms=[{"loss": "similarity_preserving", "weight": 30.0}])
+    (curve,) = report.weight_curves(report.read_runs(root))
     assert report.tell_weights(curve).endswith("Left out, with other seeds alone: 30.")
 
 

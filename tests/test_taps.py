@@ -301,9 +301,21 @@ def test_the_last_stage_is_not_within_a_block_that_pools() -> None:
     x = layers.Conv2D(8, 3, padding="same")(image)
     weights = layers.Dense(8)(layers.GlobalAveragePooling2D(keepdims=True, name="squeeze")(x))
     x = layers.Conv2D(8, 3, padding="same", name="last")(layers.Multiply()([x, weights]))
-    x = layers.Flatten()(layers.AveragePooling2D(16, name="closing")(x))
-    network = keras.Model(image, layers.Dense(4)(x))
-    assert taps.resolve(network, None, "last_stage", "student") == (taps.Tap("closing", is_input=True),)
+    for closing, path in ((layers.AveragePooling2D(16), "flatten"), (layers.GlobalMaxPooling2D(name="max"), "max")):
+        network = keras.Model(image, layers.Dense(4)(layers.Flatten(name="flatten")(closing(x))))
+        assert taps.resolve(network, None, "last_stage", "student") == (taps.Tap(path, is_input=True),)
+
+
+def test_the_last_stage_before_a_flatten_that_a_pooling_is_not_straight_before() -> None:
+    image = keras.Input((16, 16, 3))
+    pooled = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(8, 3)(image))
+    nested = keras.Sequential([image, keras.Model(image, pooled, name="backbone"), layers.Flatten(), layers.Dense(4)])
+    assert taps.resolve(nested, None, "last_stage", "student") == (taps.Tap("backbone/pool", is_input=True),)
+    x = layers.GlobalAveragePooling2D(keepdims=True, name="pool")(layers.Conv2D(8, 3)(image))
+    x = layers.Conv2D(8, 1)(x)
+    x = layers.Conv2D(4, 1)(x * keras.ops.sigmoid(x))
+    network = keras.Model(image, layers.Flatten()(keras.ops.relu(x)))
+    assert taps.resolve(network, None, "last_stage", "student") == (taps.Tap("pool", is_input=True),)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tiny_experiment import Listener, assert_same_run, content, tiny
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.training import RunsFailedError, StorageError, checkpoints, run_experiment
-from spkd_keras.training.folder import RunFolder
+from spkd_keras.training.folder import BusyError, RunFolder
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.parallel import run_in_processes
 from spkd_keras.training.processes import Worker
@@ -79,7 +79,7 @@ def test_a_run_that_another_process_is_at_does_not_stop_the_others(tmp_path, mon
     monkeypatch.setattr(RunFolder, "check_free", lambda run: None)  # it began behind that
     root = tmp_path / "runs" / "tiny"
     taken = RunFolder(root, experiment.single("student", 1))
-    with taken.locked(), pytest.raises(RunsFailedError, match=r"^student-seed1 failed: .* by another process. Wait"):
+    with taken.locked(), pytest.raises(BusyError, match=r"student-seed1 is being run by another process. Wait"):
         run_experiment(experiment, tmp_path / "runs", jobs=jobs)
     done = sorted(summary.parent.name for summary in root.rglob("summary.json"))
     assert done == ["student-seed0", "student-seed2"]

@@ -55,8 +55,9 @@ def test_two_processes_make_the_steps_of_one_device(facts):
 @pytest.mark.slow
 def test_arrays_come_in_the_order_of_the_first_process(facts):
     assert facts["own_seeds"] == [1]
-    both, summed = facts["agreed_seeds"]
-    assert both == summed
+    for name in ("agreed_seeds", "first_batches"):
+        both, summed = facts[name]
+        assert both == summed, name
 
 
 @pytest.mark.slow

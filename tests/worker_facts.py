@@ -39,6 +39,26 @@ def exchanged(devices):
     return devices.counts([int(one) for one in right])  # each is right in both processes
 
 
+def first_batch(devices):
+    """Which images `fit` sees first of arrays that it shuffles, where each process has a random state of its own."""
+    from replica_trainings import build
+
+    class SeenError(Exception):
+        pass
+
+    def keep(batches, options):
+        raise SeenError(next(iter(batches))[0].numpy().reshape(8, -1)[:, 0].tolist())
+
+    distiller = build(devices.strategy)
+    distiller.for_fit = keep
+    np.random.seed(int(devices.chief))
+    x = np.arange(64, dtype="uint8").reshape(-1, 1, 1, 1) * np.ones((1, 8, 8, 1), "uint8")
+    try:
+        distiller.fit(x, np.zeros(64, "int32"), batch_size=8, verbose=0)
+    except SeenError as seen:
+        return [int(number) for number in seen.args[0]]
+
+
 def main():
     warnings.simplefilter("error", UserWarning)
     devices = devices_for("multiworker")
@@ -51,7 +71,9 @@ def main():
     np.random.seed(int(devices.chief))
     own, agreed = np.random.RandomState(int(devices.chief)).randint(2**31), agreed_seed(devices.strategy)
     found["own_seeds"] = devices.counts([int(own == agreed)])  # one of two
-    found["agreed_seeds"] = [2 * (agreed % 1000), *devices.counts([agreed % 1000])]
+    found["agreed_seeds"] = [[2 * (agreed % 1000)], devices.counts([agreed % 1000])]
+    first = first_batch(devices)
+    found["first_batches"] = [[2 * number for number in first], devices.counts(first)]
     cases = {"arrays": {}, "dataset": {"count": ODD, "as_dataset": True}}
     two = {name: trained(devices.strategy, validated=True, **case) for name, case in cases.items()}
     x = np.random.default_rng(0).integers(0, 256, (ODD, 8, 8, 1)).astype("uint8")

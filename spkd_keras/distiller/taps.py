@@ -13,7 +13,6 @@ from spkd_keras.models.graph import first_argument, input_structure, inputs_like
 UNCHANGING = ("Identity", "Reshape", "Flatten", "Cast")  # operations that leave probabilities what they are
 GLOBAL = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 POOLING = (*GLOBAL, layers.Flatten)
-WHOLE = (*GLOBAL, layers.AveragePooling2D)  # what may pool whole maps, so that a flatten has no positions left
 
 
 class Tap(NamedTuple):
@@ -101,7 +100,7 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
         and any(_is_learned(x, "/" in path) for node in layer._inbound_nodes for x in node.input_tensors)
     ]
     if default_tap == "last_stage" and pooling:
-        return (Tap(_pooling_before(paths, pooling[-1]), is_input=True),)
+        return (Tap(_last_of_maps(paths, pooling), is_input=True),)
     missing = {
         "embedding": "no dense layer",
         "last_stage": "no layer named stage<N> and no global pooling or flatten behind layers with weights",
@@ -244,17 +243,31 @@ def _is_learned(tensor: Any, nested: bool) -> bool:
     return any(_is_learned(given, nested) for given in operation._inbound_nodes[node].input_tensors)
 
 
-def _pooling_before(paths: dict[str, layers.Layer], last: str) -> str:
-    """Returns the pooling of whole maps that a flatten is behind, which has no positions left; else the same layer."""
+def _last_of_maps(paths: dict[str, layers.Layer], pooling: list[str]) -> str:
+    """Returns the last pooling or flatten; of a flatten behind a global pooling, that one.
+
+    There may be others before it, within blocks. Where what is between them is no chain of layers, the one before it
+    is taken.
+    """
+    last = pooling[-1]
     prefix, layer = last[: len(last) - len(paths[last].name)], paths[last]
     while isinstance(paths[last], layers.Flatten):
         given = layer._inbound_nodes[0].input_tensors
-        if len(given) != 1 or prefix + layer.name not in paths:
-            break
-        if len(given[0].shape) == 4 and tuple(given[0].shape[1:3]) != (1, 1):
-            return prefix + layer.name if isinstance(layer, WHOLE) else last
+        if len(given) != 1 or is_graph(layer):
+            return next((path for path in reversed(pooling) if not _flattens_vectors(paths[path])), last)
+        if _has_positions(given[0]):
+            return prefix + layer.name if isinstance(layer, GLOBAL) else last
         layer = given[0]._keras_history.operation
     return last
+
+
+def _flattens_vectors(layer: layers.Layer) -> bool:
+    return isinstance(layer, layers.Flatten) and not _has_positions(layer._inbound_nodes[0].input_tensors[0])
+
+
+def _has_positions(tensor: Any) -> bool:
+    """Whether a tensor still has positions of the image."""
+    return len(tensor.shape) == 4 and tuple(tensor.shape[1:3]) != (1, 1)
 
 
 def probability_layer(model: keras.Model, tap: Tap) -> Any:

@@ -1,6 +1,7 @@
 """A term of the objective: a loss, its weight, and where in the two networks it looks."""
 
 import dataclasses
+import inspect
 import itertools
 import math
 import numbers
@@ -115,7 +116,8 @@ class Term:
     def get_config(self) -> dict[str, Any]:
         """Returns a configuration that `from_config` takes, with the loss and the adapter serialised."""
         loss = keras.saving.serialize_keras_object(self.loss)
-        if self.loss.dtype != keras.config.floatx():  # Keras' own losses (3.15) leave it out
+        takes_dtype = "dtype" in inspect.signature(type(self.loss)).parameters
+        if takes_dtype and self.loss.dtype != keras.config.floatx():  # Keras' own losses (3.15) leave it out
             loss["config"].setdefault("dtype", self.loss.dtype)
         adapter = self.adapter and keras.saving.serialize_keras_object(self.adapter)
         if adapter:

@@ -252,8 +252,10 @@ class Wiring:
 def _built_copy(adapter: keras.layers.Layer, student_shape: Any) -> keras.layers.Layer:
     """Returns a copy, so that no other Distiller trains it, with the weights that there are."""
     copy = type(adapter).from_config(adapter.get_config())
-    # Layers that are made of others are built where they are called, not by `build`.
-    copy(keras.tree.map_shape_structure(keras.KerasTensor, student_shape))
+    if student_shape is None:  # the student's inside cannot be reached
+        copy.build(None)
+    else:  # layers that are made of others are built where they are called, not by `build`
+        copy(keras.tree.map_shape_structure(keras.KerasTensor, student_shape))
     if adapter.built and adapter.weights:
         copy.set_weights(adapter.get_weights())
         for layer in copy._flatten_layers():

@@ -146,7 +146,9 @@ def _term(term: TermSpec, teacher: keras.Model | None, student: keras.Model) -> 
     """A term with the layers that it compared; a default is named as far as the network is there."""
 
     def layers(network: keras.Model | None, names: Any, role: str) -> list[str] | str:
-        default = getattr(LOSSES[term.loss], "default_tap", "logits")
+        default = getattr(LOSSES.get(term.loss), "default_tap", "logits")
+        if term.loss not in LOSSES:  # the user's own, of another process
+            return names or "default of the loss"
         if network is None:
             return names or f"{default} (default)"
         places = taps.resolve(network, tuple(names) if isinstance(names, list) else names, default, role)

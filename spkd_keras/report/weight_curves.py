@@ -94,11 +94,12 @@ def _curve(index: int, found: Sequence[Sequence[Run]], every: Sequence[Run]) -> 
 
 
 def _common_seeds(tried: Mapping[float, Mapping[int, Run]]) -> list[int]:
-    """Returns the seeds that weights have in common, but for weights that have none of those of weights with more."""
-    common: set[int] = set()
-    for seeds in sorted(map(set, tried.values()), key=len, reverse=True):
-        common = (common & seeds) or common or seeds
-    return sorted(common)
+    """Returns the seeds that as many weights as can be have in common, and of those as many as can be."""
+    every = {seed for seeds in tried.values() for seed in seeds}
+    weights_of = [[weight for weight, seeds in tried.items() if seed in seeds] for seed in sorted(every)]
+    options = [set.intersection(*(set(tried[weight]) for weight in weights)) for weights in weights_of]
+    best = max(zip(weights_of, options, strict=True), key=lambda both: tuple(map(len, both)), default=([], set()))
+    return sorted(best[1])
 
 
 def _error(run: Run, key: str) -> Any:

@@ -134,13 +134,13 @@ def check_experiment(
             check_fingerprint(models.fingerprint(teacher), run_folders(root, experiment))
     for name in list(check.runs):
         observer.checking(f"the method {name}")
-        with _fitting(check, f"methods.{name}", batch_size):
+        with _fitting(check, f"methods.{name}", batch_size, replicas):
             distiller = _check_one(check, experiment.single(name, seed), splits, teacher, batches, trained)
             if cost and distiller is not None:
                 check.costs[name] = measure(distiller, part, splits, experiment, batch_seconds)
     if cost and training is not None and not trained:
         observer.checking("the training of the teacher")
-        with _fitting(check, "teacher", batch_size):
+        with _fitting(check, "teacher", batch_size, replicas):
             network = build.build_student(training, splits.train)
             distiller = build.build_distiller(None, network, training, TEACHER)
             check.costs[TEACHER] = measure(distiller, part, splits, training, batch_seconds)
@@ -245,14 +245,15 @@ def _stopping(check: Check, place: str) -> Iterator[None]:
 
 
 @contextmanager
-def _fitting(check: Check, place: str, batch_size: int) -> Iterator[None]:
-    """Makes a finding of a batch that is too large for one device, which several may share."""
+def _fitting(check: Check, place: str, batch_size: int, replicas: int) -> Iterator[None]:
+    """Makes a finding of a batch that is too large for one device, of which several have parts."""
     try:
         yield
     except tf.errors.ResourceExhaustedError:
         found = f"a batch of {batch_size} does not fit into the memory of one device, so that this was not tried."
-        cure = "Lower data.batch_size, unless several devices share it."
-        check.findings.append(Finding("warning", place, found, cure))
+        alone = Finding("stop", place, found, "Lower data.batch_size.")
+        shared = Finding("warning", place, found, "Lower data.batch_size if a device's part of it does not fit either.")
+        check.findings.append(alone if replicas == 1 else shared)
 
 
 def _look_at_runs(

@@ -78,7 +78,7 @@ def seconds_a_batch(batches: Any) -> float:
         batches: a dataset.
     """
     endless = iter(batches.repeat())
-    ahead = len(os.sched_getaffinity(0)) + 2  # so many are made at a time or wait
+    ahead = 2 * min(16, len(os.sched_getaffinity(0)))  # twice as many as are made at a time
     for _ in range(ahead):
         next(endless)
     begun = time.perf_counter()

@@ -33,6 +33,7 @@ def run_in_processes(
     Raises:
         Interrupted: if a signal came.
         ExperimentError: if a run met what the next one would meet too. The others write their states.
+        BusyError: after all others, if another process is at one.
         StorageError: likewise.
     """
     waiting = list(runs)
@@ -40,6 +41,7 @@ def run_in_processes(
     active: dict[Any, Worker] = {}
     ending_all = False
     errors: list[Exception] = []
+    busy: list[BusyError] = []
     try:
         with interruption.deferred():
             while active or (waiting and not ending_all):
@@ -50,6 +52,8 @@ def run_in_processes(
                 for connection in wait(list(active), timeout=0.5):
                     try:
                         _listen(connection, active, observer, reasons, ending_all)
+                    except BusyError as error:
+                        busy.append(error)
                     except (ExperimentError, ClearError) as error:  # what the next run would meet too
                         errors.append(error)
                 if (errors or interruption.received is not None) and not ending_all:
@@ -61,8 +65,8 @@ def run_in_processes(
             worker.terminate()
         for worker in active.values():
             worker.end()
-    if errors:
-        raise errors[0]
+    if errors or busy:
+        raise [*errors, *busy][0]
     return reasons
 
 
@@ -90,8 +94,6 @@ def _do(job: Job, folder: RunFolder, observer: Observer, interruption: Interrupt
     """Does one run, in its own process."""
     try:
         job(folder, observer, interruption)
-    except BusyError as error:
-        observer.failed(folder.path.name, str(error))
     except (ExperimentError, ClearError):
         raise
     except Exception as error:

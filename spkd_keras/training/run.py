@@ -122,7 +122,7 @@ def _run_into(
             begun = {folder.method for folder in runs if folder.path.exists()}
             to_do = Counter(folder.method for folder in left if folder.method != TEACHER)
             new = to_do if check and set(to_do) - begun else {}
-            options = {"runs": new, "jobs": jobs, "out": out, "replicas": devices.replicas}
+            options: dict[str, Any] = {"runs": new, "jobs": jobs, "out": out, "replicas": devices.replicas}
             try_out = partial(check_before_running, experiment, splits, observer, force, **options)
             teacher_is_new = teacher_run is not None and not teacher_run.finished
             told: list[Finding] = []
@@ -214,21 +214,34 @@ def _run_all(
 
 
 def _run_here(
-    runs: Sequence[RunFolder], splits: data.Splits, observer: Observer, interruption: Interruption, *shared: Any
+    runs: Sequence[RunFolder],
+    splits: data.Splits,
+    observer: Observer,
+    interruption: Interruption,
+    teacher: keras.Model | None,
+    fingerprint: str | None,
+    devices: Devices,
 ) -> dict[str, str]:
-    """Does one run after the other; returns why those that failed did."""
-    reasons = {}
+    """Does one run after the other; returns why those that failed did.
+
+    Raises:
+        BusyError: after all others, if another process is at one.
+    """
+    reasons, busy = {}, []
     for folder in runs:
         try:
-            train(folder, splits, observer, interruption, *shared)
+            train(folder, splits, observer, interruption, teacher, fingerprint, devices)
         except BusyError as error:
-            reasons[folder.path.name] = str(error)
-            observer.failed(folder.path.name, str(error))
+            if devices.workers > 1:  # the others are at this run
+                raise
+            busy.append(error)
         except (ExperimentError, ClearError):  # what the next run would meet too
             raise
         except Exception as error:
             reasons[folder.path.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
             observer.failed(folder.path.name, reasons[folder.path.name])
+    if busy:
+        raise busy[0]
     return reasons
 
 
