@@ -256,7 +256,7 @@ def test_a_damaged_file_is_told(tmp_path, file):
     [
         (
             ModuleNotFoundError("No module named 'onnx'", name="onnx"),
-            "onnx is not installed. Install what exports",
+            "onnx is not installed. For exports: pip install",
         ),
         (ImportError("libonnx.so: cannot open", name="onnx"), r"onnx is installed and cannot be imported \(libonnx.so"),
         (

@@ -34,7 +34,7 @@ def needing_export_packages() -> Iterator[None]:
         name = error.name or "a package"
         if isinstance(error, ModuleNotFoundError) and "." not in name:
             raise ExperimentError(
-                f"{name} is not installed. Install what exports need: pip install '.[export]' in the folder of spkd_keras."
+                f"{name} is not installed. For exports: pip install '.[export]' in the folder of spkd_keras."
             ) from error
         # It is there, but a library that it loads, or a part of another version of what it imports, is not.
         raise ExperimentError(

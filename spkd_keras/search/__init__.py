@@ -6,7 +6,7 @@ except ImportError as error:
     from spkd_keras.experiment import ExperimentError
 
     raise ExperimentError(
-        f"{error.name} is not installed. Install what a search needs: pip install '.[tune]' in the folder of spkd_keras."
+        f"{error.name} is not installed. For searches: pip install '.[tune]' in the folder of spkd_keras."
     ) from error
 
 from spkd_keras.search.chief import SearchFailedError
