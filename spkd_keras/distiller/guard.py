@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -153,15 +153,18 @@ class GuardedTrainer(LoggedTrainer):
             NotFiniteError: if the loss or the gradient is not finite. That step is not applied; later ones are.
         """
         self.step_guard.begin_epoch()
-        with clear_label_errors(num_classes(self.student)):
+        with self._clear_label_errors():
             results = super().train_on_batch(*args, **kwargs)
         self.step_guard.check(epoch=0)
         return results
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates one batch as `keras.Model.test_on_batch` does; raises a ValueError for several replicas."""
-        with clear_label_errors(num_classes(self.student)):
+        with self._clear_label_errors():
             return super().test_on_batch(*args, **kwargs)
+
+    def _clear_label_errors(self) -> AbstractContextManager[None]:
+        return clear_label_errors(num_classes(self.student))
 
     def _apply_gradients(
         self, tape: tf.GradientTape, loss: Any, losses: dict[str, Any], before: ForwardState, share: Share | None

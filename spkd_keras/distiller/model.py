@@ -8,11 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from spkd_keras.distiller import replicas, strategy_checks, taps
+from spkd_keras.distiller import replicas, strategy_checks
 from spkd_keras.distiller.arrays import in_new_orders
 from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, guarded
 from spkd_keras.distiller.keeper import StudentKeeper
-from spkd_keras.distiller.labels import clear_label_errors
 from spkd_keras.distiller.logs import trackers
 from spkd_keras.distiller.objective import term_values, weighted_sum
 from spkd_keras.distiller.outputs import warn_of_logits
@@ -238,7 +237,7 @@ class Distiller(StudentKeeper):
         options = kwargs | dict(zip(strategy_checks.FIT_OPTIONS[: len(args)], args, strict=True))
         strategy_checks.check_batch_size(strategy, x, batch_size, options.get("validation_split") or 0.0)
         with (
-            clear_label_errors(taps.num_classes(self.student)),
+            self._clear_label_errors(),
             strategy_checks.clear_sharing_errors(strategy),
             guarded(callbacks, guard, self) as callbacks,
         ):
@@ -255,7 +254,7 @@ class Distiller(StudentKeeper):
         Raises:
             ValueError: if labels are outside the classes, or there is nothing to evaluate.
         """
-        with clear_label_errors(taps.num_classes(self.student)), self.counting_apart():
+        with self._clear_label_errors(), self.counting_apart():
             return super().evaluate(self.shared_out(x), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:

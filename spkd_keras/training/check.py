@@ -145,16 +145,8 @@ def check_experiment(
             distiller = build.build_distiller(None, network, training, TEACHER)
             check.costs[TEACHER] = measure(distiller, part, splits, training, batch_seconds)
             check.runs[TEACHER] = 1
-    spec = experiment.teacher_cache
-    if teacher is not None and spec is not None:
-        with _stopping(check, "teacher.cache"):
-            if trained and cached_teacher.folder_of(spec, root).exists():
-                cached_teacher.opened(experiment, spec, root, splits, models.fingerprint(teacher))
-            if cost:
-                check.cache = cached_teacher.size_of(experiment, spec, root, splits, teacher)
-    if check.cache:
-        size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
-        check.findings.append(Finding("note", "teacher.cache", size))
+    if teacher is not None:
+        _look_at_cache(check, experiment, splits, teacher, root, trained, cost)
     if cost:
         check.findings += room(check.disk, Path(out))
     check.findings = worst_first(check.findings)
@@ -276,6 +268,29 @@ def _look_at_runs(
         digest = splits.digest()
         for folder in folders:
             folder.check_data(digest)
+
+
+def _look_at_cache(
+    check: Check,
+    experiment: Experiment,
+    splits: data.Splits,
+    teacher: keras.Model,
+    root: Path,
+    trained: bool,
+    cost: bool,
+) -> None:
+    """Looks whether the teacher's cache, if there is one, is of this experiment, or how large it will be."""
+    spec = experiment.teacher_cache
+    if spec is None:
+        return
+    with _stopping(check, "teacher.cache"):
+        if trained and cached_teacher.folder_of(spec, root).exists():
+            cached_teacher.opened(experiment, spec, root, splits, models.fingerprint(teacher))
+        if cost:
+            check.cache = cached_teacher.size_of(experiment, spec, root, splits, teacher)
+    if check.cache:
+        size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
+        check.findings.append(Finding("note", "teacher.cache", size))
 
 
 def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Finding]:

@@ -33,8 +33,8 @@ def run_in_processes(
     Raises:
         Interrupted: if a signal came.
         ExperimentError: if a run met what the next one would meet too. The others write their states.
-        BusyError: after all others, if another process is at one.
         StorageError: likewise.
+        BusyError: after all others, if another process is at one.
     """
     waiting = list(runs)
     reasons: dict[str, str] = {}
