@@ -179,5 +179,7 @@ def write_network_runs(folder: Path, student: keras.Model | None = None) -> Path
             **{"teacher_fingerprint": "f" * 32, "versions": {"keras": "3"}, "data": {"train": "train"}},
             "class_names": [str(digit) for digit in range(10)],
         }
+        if method == "sp":
+            summary["compared_layers"] = {"similarity_preserving": {"teacher": ["stage3"], "student": ["stage3"]}}
         network.save(write_files(folder / "tiny", alone, summary) / "student.keras")
     return folder / "tiny" / "sp-seed0"

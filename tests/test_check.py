@@ -214,7 +214,7 @@ def test_all_is_well(experiment, tmp_path):
     assert check.findings == []
     assert check.teacher["accuracy"] > 0.95
     assert list(check.parts) == list(check.costs) == ["student", "kd", "sp"]
-    assert check.taps["sp"] == {"similarity_preserving": ("stage1", "stage3")}
+    assert check.taps["sp"] == {"similarity_preserving": {"teacher": ["stage1"], "student": ["stage3"]}}
     assert check.runs == {"student": 1, "kd": 1, "sp": 1}
     assert check.seconds == pytest.approx(sum(cost.seconds for cost in check.costs.values()))
     student = models.wide_resnet(10, 0.25, image_shape=(8, 8, 1)).count_params() * 4

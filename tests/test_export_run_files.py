@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from fake_runs import change, digit_network, single, write_files, write_network_runs
+from fake_runs import change, single, write_files, write_network_runs
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.export import card
@@ -75,24 +75,22 @@ def test_accuracies_are_of_students_of_one_teacher(run):
     assert seeds_of(run)["sp"] == [0]
 
 
-def test_the_teacher_is_found_from_within_the_folder_and_missed_aloud(run, monkeypatch):
+def test_the_layers_that_a_run_compared_are_told_without_its_teacher(run, monkeypatch):
     monkeypatch.chdir(run)
-    told = []
-    (term,) = FinishedRun(".").story(digit_network(), told.append)["terms"]
-    assert (term["teacher"], told) == (["stage3"], [])
     (run.parent / "teacher-seed0" / "student.keras").unlink()
-    (term,) = FinishedRun(".").story(digit_network(), told.append)["terms"]
-    assert term["teacher"] == "last_stage (default)"
-    assert "cannot name the teacher's layers where they are the default" in told[0]
-    assert "does not exist" in told[0]
+    story = FinishedRun(".").story()
+    (term,) = story["terms"]
+    assert (term["loss"], term["teacher"], term["student"]) == ("similarity_preserving", ["stage3"], ["stage3"])
+    assert any("between `stage3` of the teacher and `stage3` of the student" in line for line in card._training(story))
 
 
-def test_layers_that_a_term_names(run):
+def test_the_layers_of_a_run_that_recorded_none(run):
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["compared_layers"]
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     file = run / "experiment.yaml"
     plain = yaml.safe_load(file.read_text(encoding="utf-8"))
-    plain["methods"]["sp"]["terms"][0] |= {"teacher": "stage2", "student": ["stage1"]}
+    plain["methods"]["sp"]["terms"][0] |= {"teacher": ["stage2"]}
     file.write_text(yaml.safe_dump(plain), encoding="utf-8")
-    story = FinishedRun(run).story(digit_network())
-    assert (story["terms"][0]["teacher"], story["terms"][0]["student"]) == (["stage2"], ["stage1"])
-    said = card._training(story)
-    assert any("between `stage2` of the teacher and `stage1` of the student" in line for line in said)
+    (term,) = FinishedRun(run).story()["terms"]
+    assert (term["teacher"], term["student"]) == (["stage2"], "default")

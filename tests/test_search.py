@@ -12,8 +12,8 @@ from spkd_keras.experiment import ExperimentError, load_experiment, load_search
 from spkd_keras.observer import Renamed
 from spkd_keras.search import DistillationHyperModel, TrialResult
 from spkd_keras.search.results import best_experiment
+from spkd_keras.storage import locked
 from spkd_keras.training import Interrupted, run_experiment
-from spkd_keras.training.folder import locked
 from spkd_keras.training.interruption import Interruption
 
 SHORT = "schedule.epochs=1"

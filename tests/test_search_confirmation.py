@@ -11,8 +11,9 @@ from tiny_search import GAMMA, WEIGHT
 from spkd_keras.experiment import load_search
 from spkd_keras.search import DistillationHyperModel, Search, SearchResult, TrialResult, confirmation
 from spkd_keras.search.confirmation import Confirmation, confirm, verdict
+from spkd_keras.storage import write_json
 from spkd_keras.training import RunsFailedError
-from spkd_keras.training.folder import RunFolder, write_json
+from spkd_keras.training.folder import RunFolder
 
 GIVEN = 3000.0
 ERRORS = {GIVEN: 0.5, 7.0: 0.25, 9.0: 0.125}  # by weight; a seed adds its hundredth

@@ -13,8 +13,8 @@ from spkd_keras.ports import free_ports
 from spkd_keras.search import search as searches
 from spkd_keras.search.distributed import variables
 from spkd_keras.search.tuner import MOST_DEATHS, OUTCOME, DistillationTuner
+from spkd_keras.storage import locked, write_json
 from spkd_keras.training import StorageError
-from spkd_keras.training.folder import locked, write_json
 from spkd_keras.training.train import Training
 
 DONE = {"validation_error": 0.25, "val_accuracy": 0.75, "epochs": 2, "parameters": 1}

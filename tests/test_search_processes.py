@@ -36,7 +36,7 @@ from spkd_keras.search.distributed import (
     variables,
     wait_for_chief,
 )
-from spkd_keras.training.folder import StorageError, write_json
+from spkd_keras.storage import StorageError, write_json
 from spkd_keras.training.interruption import Interruption
 
 SLOW = pytest.mark.slow

@@ -57,6 +57,7 @@ SUMMARY_KEYS = [
     "parameters",
     "multiply_adds",
     "teacher_fingerprint",
+    "compared_layers",
     "versions",
     "devices",
     "threads",

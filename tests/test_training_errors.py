@@ -1,17 +1,17 @@
 """What a run refuses, before any training, and what a failing one leaves alone."""
 
 import json
-import os
 
 import keras
 import pytest
 import tensorflow as tf
 from tiny_experiment import Listener, content, tiny
 
-from spkd_keras import data, models
+from spkd_keras import data, models, storage
 from spkd_keras.experiment import ExperimentError, Network, load_experiment
-from spkd_keras.training import RunsFailedError, build, folder, run_experiment
-from spkd_keras.training.folder import RunFolder, StorageError
+from spkd_keras.storage import StorageError
+from spkd_keras.training import RunsFailedError, build, run_experiment
+from spkd_keras.training.folder import RunFolder
 
 ONLY_STUDENT = ("teacher=", "methods={student: []}", "data.validation=0", "schedule.epochs=1")
 
@@ -138,20 +138,12 @@ def test_a_disk_that_is_full_at_the_very_start_is_no_obstacle(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     with run.locked(), monkeypatch.context() as patch:
-        patch.setattr(folder, "bring_to_disk", full)
+        patch.setattr(storage, "bring_to_disk", full)
         with pytest.raises(StorageError, match="then give the same command again"):
             run.create()
     run.check_owner()
     run.create()
     assert {file.name for file in run.path.iterdir()} == {"backup", "experiment.yaml"}
-
-
-def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    done, fsync, rename = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file))
-    monkeypatch.setattr(os, "replace", lambda one, other: done.append("renamed") or rename(one, other))
-    folder.write_text(tmp_path / "a.json", "{}")
-    assert done == [str(tmp_path / ".partial-a.json"), "renamed", str(tmp_path)]
 
 
 # --- what cannot be built --------------------------------------------------------------------------------------------

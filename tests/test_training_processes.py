@@ -14,8 +14,9 @@ from kill_runs import compare
 from tiny_experiment import Listener, assert_same_run, content, tiny
 
 from spkd_keras.experiment import ExperimentError
+from spkd_keras.storage import BusyError
 from spkd_keras.training import RunsFailedError, StorageError, checkpoints, run_experiment
-from spkd_keras.training.folder import BusyError, RunFolder
+from spkd_keras.training.folder import RunFolder
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.parallel import run_in_processes
 from spkd_keras.training.processes import Worker

@@ -16,6 +16,7 @@ from tiny_experiment import (
     weights_of,
 )
 
+from spkd_keras.experiment import ExperimentError
 from spkd_keras.training import Interrupted, RunsFailedError, checkpoints, run_experiment, train
 from spkd_keras.training.callbacks import Recorder, Reporter
 
@@ -225,7 +226,7 @@ def test_checkpoints_of_another_version_are_kept_and_named(teacher, tmp_path, pa
             state = dict(arrays)
         last = [key for key in state if key.startswith(part)][-1]
         state = state | {last: np.zeros(7)} if change == "another shape" else {k: state[k] for k in state if k != last}
-        np.savez(file, **state)
+        np.savez(file, **(state | {"entries": len(state)}))
     before = {file.name: file.read_bytes() for file in (folder / "backup").iterdir()}
     with pytest.raises(RunsFailedError, match=r"backup are of another training.*Another version.*or delete the folder"):
         run_experiment(experiment, tmp_path / "runs")
@@ -250,6 +251,23 @@ def test_other_conditions_are_told(teacher, tmp_path):
     # It is not forgotten when the run goes on once more.
     root = run_experiment(experiment, tmp_path / "runs")
     assert json.loads((root / "sp-seed1" / "summary.json").read_text())["earlier_conditions"] == [change]
+
+
+def test_a_run_that_compared_other_layers_is_refused(teacher, tmp_path):
+    """As another version may find where a term names none."""
+    experiment, folder = three_epochs(tmp_path, teacher), tmp_path / "runs" / "tiny" / "sp-seed1"
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, tmp_path / "runs", Listener(stop_after=1))
+    file = folder / "environment.json"
+    recorded = json.loads(file.read_text())
+    layers = recorded["compared_layers"]
+    assert layers["similarity_preserving"] == {"teacher": ["stage3"], "student": ["stage3"]}
+    layers["similarity_preserving"] = {"teacher": ["stage3"], "student": ["head"]}
+    other = json.dumps(recorded)
+    file.write_text(other)
+    with pytest.raises(ExperimentError, match=r"compared the layers .*'head'.* until now. This version would .*stage3"):
+        run_experiment(experiment, tmp_path / "runs")
+    assert file.read_text() == other
 
 
 def test_when_checkpoints_are_written_changes_no_result(uninterrupted, teacher, tmp_path):

@@ -84,8 +84,9 @@ def _show(result: "Check", name: str) -> None:
     if result.parts:
         answers.print(_table(result))
     for method, terms in result.taps.items():
-        for term, (teacher, student) in terms.items():
-            say(f"{method}: {term} compares the teacher's {teacher} with the student's {student}")
+        for term, layers in terms.items():
+            names = {role: ", ".join(places) for role, places in layers.items()}
+            say(f"{method}: {term} compares the teacher's {names['teacher']} with the student's {names['student']}")
     for method, sent in result.gathered.items():
         if sent:
             say(f"{method}: several devices (`--strategy`) would send {sent / 1e6:.1f} MB of activations a step")

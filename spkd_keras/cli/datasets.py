@@ -90,8 +90,8 @@ def _drawn(spec: Data, out: Path) -> dict[str, Any]:
     import numpy as np
 
     from spkd_keras import data, plots
+    from spkd_keras.storage import check_writable
     from spkd_keras.training import build
-    from spkd_keras.training.folder import check_writable
 
     if out.is_dir():
         raise ExperimentError(f"--out takes the PNG file to draw. Received: the folder {out}. Give {out / 'NAME.png'}.")

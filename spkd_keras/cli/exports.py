@@ -94,14 +94,14 @@ def _exported(
     from spkd_keras.export.card import earlier_licence, write_card
     from spkd_keras.export.run import resize_of, some
     from spkd_keras.models import fingerprint
+    from spkd_keras.storage import check_writable
     from spkd_keras.training.build import telling
-    from spkd_keras.training.folder import check_writable
 
     check_writable(out)
     student, splits = finished.student(), finished.splits()
     pixels, labels = some(splits.test, check)
     calibration = some(splits.train, CALIBRATION_IMAGES)[0] if quantize == "int8" else None
-    story, float32_bytes = finished.story(student, notice), 4 * student.count_params()
+    story, float32_bytes = finished.story(), 4 * student.count_params()
     card: dict[str, Any] = {}
     with telling("export"):
         exporter = Exporter(

@@ -78,7 +78,7 @@ def frontier(
 
 def _show(students: "Students", decision: Decision, constraints: Constraints, as_json: bool) -> None:
     """Writes the answer, prints it, and draws it."""
-    from spkd_keras.training.folder import write_json
+    from spkd_keras.storage import write_json
 
     fronts = {cost: pareto(students.candidates, cost) for cost in COSTS}
     answer: dict[str, Any] = {

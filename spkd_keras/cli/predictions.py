@@ -210,8 +210,8 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
     from spkd_keras.export import evaluation
     from spkd_keras.export.run import in_batches
     from spkd_keras.export.runners import load_runner
+    from spkd_keras.storage import check_writable
     from spkd_keras.training.build import load_data
-    from spkd_keras.training.folder import check_writable
 
     paths = {"model": model} | ({} if teacher is None else {"teacher": teacher})
     runners = {role: load_runner(path) for role, path in paths.items()}

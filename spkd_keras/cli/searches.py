@@ -123,7 +123,7 @@ def _write(search: "Search", result: "SearchResult", confirmation: "Confirmation
     """Writes the results as JSON, and returns them."""
     from spkd_keras.search.confirmation import verdict
     from spkd_keras.search.importance import importance
-    from spkd_keras.training.folder import write_json
+    from spkd_keras.storage import write_json
 
     answer: dict[str, Any] = {
         "folder": str(result.folder),

@@ -122,8 +122,11 @@ def gathered_bytes(distiller: Distiller, batch_size: int) -> int | None:
     return total
 
 
-def compared_layers(distiller: Distiller) -> dict[str, tuple[str, str]]:
-    """Returns the names of the layers that each term compares: teacher's and student's, separated by commas."""
+def compared_layers(distiller: Distiller) -> dict[str, dict[str, list[str]]]:
+    """Returns the names of the layers that each term compares, of the `teacher` and of the `student`."""
     wiring = distiller._wiring
     pairs = zip(wiring.terms, wiring.teacher_taps, wiring.student_taps, strict=True)
-    return {name: (", ".join(map(str, teacher)), ", ".join(map(str, student))) for name, teacher, student in pairs}
+    return {
+        name: {"teacher": list(map(str, teacher)), "student": list(map(str, student))}
+        for name, teacher, student in pairs
+    }

@@ -9,8 +9,8 @@ from typing import Any
 from spkd_keras.export.latency import BATCHES
 from spkd_keras.export.metadata import Metadata
 from spkd_keras.export.placing import alone, digest
+from spkd_keras.storage import write_json, write_text
 from spkd_keras.training.environment import versions
-from spkd_keras.training.folder import write_json, write_text
 
 JSON, MARKDOWN = "model_card.json", "model_card.md"
 SECONDS = 30.0  # to wait for another export into the same folder to write its line

@@ -12,7 +12,7 @@ from typing import Any
 import filelock
 
 from spkd_keras.experiment import ExperimentError
-from spkd_keras.training.folder import PARTIAL, bring_to_disk, storing, write_json
+from spkd_keras.storage import PARTIAL, bring_to_disk, storing, write_json
 
 BRIEFLY = 2.0  # seconds; nothing that waits for a name takes longer
 

@@ -1,7 +1,7 @@
 """What a run's folder tells of its student: networks, data, method and the accuracy over the seeds."""
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +9,18 @@ import keras
 import numpy as np
 
 from spkd_keras import data
-from spkd_keras.distiller import taps
 from spkd_keras.experiment import (
     BASELINE,
     TEACHER,
     Experiment,
     ExperimentError,
     Network,
-    TermSpec,
     differences,
     load_experiment,
     read_record,
 )
-from spkd_keras.losses import LOSSES
 from spkd_keras.training.build import construct, load_data
+from spkd_keras.training.folder import LAYERS
 
 PICTURES = 256  # of a data set that are read at a time
 
@@ -63,16 +61,10 @@ class FinishedRun:
         """Loads the data that it was trained on."""
         return load_data(self.experiment.data)
 
-    def story(self, student: keras.Model, notice: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-        """Returns, as plain data, what the student was distilled from and how, and what it came to.
-
-        Args:
-            student: of the run.
-            notice: is told in a line what could not be found out.
-        """
+    def story(self) -> dict[str, Any]:
+        """Returns, as plain data, what the student was distilled from and how, and what it came to."""
         experiment, method = self.experiment, self.experiment.methods[self.method]
         teacher = None if experiment.teacher is None else experiment.teacher.model_dump(exclude_defaults=True)
-        network = self._teacher(notice) if method.terms else None
         return {
             "experiment": experiment.name,
             "method": self.method,
@@ -81,7 +73,7 @@ class FinishedRun:
             "teacher_fingerprint": self.summary.get("teacher_fingerprint") if method.terms else None,
             "student": experiment.student.model_dump(exclude_defaults=True),
             "student_loss_weight": method.student_loss_weight,
-            "terms": [_term(term, network, student) for term in method.terms],
+            "terms": self._terms(),
             "schedule": experiment.schedule.model_dump(),
             "data": {**experiment.data.model_dump(exclude_none=True), "origin": self.summary.get("data")},
             "accuracy": self._accuracies(),
@@ -90,13 +82,15 @@ class FinishedRun:
             "trained_with": self.environment.get("versions", self.summary.get("versions")),
         }
 
-    def _teacher(self, notice: Callable[[str], None]) -> keras.Model | None:
-        """Loads the teacher, to tell where the terms looked; None if its file is gone or damaged."""
-        try:
-            return construct(Network(path=str(self._teacher_file())), TEACHER)
-        except ExperimentError as error:  # the student is sound without it
-            notice(f"The model card cannot name the teacher's layers where they are the default. {error}")
-            return None
+    def _terms(self) -> list[dict[str, Any]]:
+        """The terms with the layers that they compared; the defaults of a run that recorded none are not known."""
+        terms = self.experiment.methods[self.method].terms
+        compared = (self.summary.get(LAYERS) or {}).values()
+        named = [{"teacher": term.teacher or "default", "student": term.student or "default"} for term in terms]
+        return [
+            {**term.model_dump(exclude_defaults=True), "weight": term.weight, **layers}
+            for term, layers in zip(terms, compared or named, strict=True)
+        ]
 
     def _teacher_file(self) -> Path:
         spec = self.experiment.teacher
@@ -140,26 +134,6 @@ class FinishedRun:
             return False
         known = "teacher_fingerprint"
         return not with_terms or summary.get(known) == self.summary.get(known)
-
-
-def _term(term: TermSpec, teacher: keras.Model | None, student: keras.Model) -> dict[str, Any]:
-    """A term with the layers that it compared; a default is named as far as the network is there."""
-
-    def layers(network: keras.Model | None, names: Any, role: str) -> list[str] | str:
-        default = getattr(LOSSES.get(term.loss), "default_tap", "logits")
-        if term.loss not in LOSSES:  # the user's own, of another process
-            return names or "default of the loss"
-        if network is None:
-            return names or f"{default} (default)"
-        places = taps.resolve(network, tuple(names) if isinstance(names, list) else names, default, role)
-        return [str(place) for place in places]
-
-    return {
-        **term.model_dump(exclude_defaults=True),
-        "weight": term.weight,
-        "teacher": layers(teacher, term.teacher, TEACHER),
-        "student": layers(student, term.student, "student"),
-    }
 
 
 def in_batches(images: data.AnyImages, count: int) -> Iterator[np.ndarray]:

@@ -30,7 +30,7 @@ from spkd_keras.export.onnx_format import onnx_bytes
 from spkd_keras.export.placing import Place, digest, is_partial
 from spkd_keras.export.runners import Runner, needing_export_packages, open_runner
 from spkd_keras.export.serving import NotConvertible, Serving
-from spkd_keras.training.folder import storing
+from spkd_keras.storage import storing
 
 NOISE_IMAGES = 64
 LARGEST_DROP = 0.02

@@ -21,8 +21,9 @@ from spkd_keras.export.run import FinishedRun, resize_of, some
 from spkd_keras.export.student import SUFFIXES
 from spkd_keras.frontier.decision import Candidate, titled
 from spkd_keras.observer import Observer, Renamed
+from spkd_keras.storage import locked, write_json
 from spkd_keras.training import build, cached_teacher
-from spkd_keras.training.folder import RunFolder, locked, write_json
+from spkd_keras.training.folder import RunFolder
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import error_of
 from spkd_keras.training.run import RunsFailedError, run_experiment

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd_keras.experiment import ExperimentError
-from spkd_keras.training.folder import check_writable, write_text
+from spkd_keras.storage import check_writable, write_text
 
 ALONE, CHIEF, WORKER = "alone", "chief", "worker"
 TUNER_ID, ADDRESS, PORT = "KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"

@@ -11,7 +11,7 @@ import numpy as np
 from keras_tuner import oracles
 from keras_tuner.engine.trial import Trial
 
-from spkd_keras.training.folder import write_text
+from spkd_keras.storage import write_text
 
 ENDED = ("COMPLETED", "FAILED")
 UNLIMITED = 10**9

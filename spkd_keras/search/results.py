@@ -19,7 +19,7 @@ from spkd_keras.experiment import (
 )
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.tuner import OUTCOME, anew, read_outcome, trial_name
-from spkd_keras.training.folder import write_text
+from spkd_keras.storage import write_text
 
 NO_REASON = "its process ended, or its value is no number"
 BEST = "best.yaml"

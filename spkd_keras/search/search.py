@@ -44,15 +44,8 @@ from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import DRAWS, make_oracle
 from spkd_keras.search.results import TrialResult, is_used_up, read_trials, write_best
 from spkd_keras.search.tuner import TRIALS, DistillationTuner, anew, finished, trial_name
-from spkd_keras.training.folder import (
-    DATA_DIGEST,
-    RunFolder,
-    StorageError,
-    check_same_data,
-    check_writable,
-    locked,
-    write_json,
-)
+from spkd_keras.storage import StorageError, check_writable, locked, write_json
+from spkd_keras.training.folder import DATA_DIGEST, RunFolder, check_same_data
 from spkd_keras.training.interruption import Interruption
 
 RECORD = "search.json"

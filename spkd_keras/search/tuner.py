@@ -18,7 +18,8 @@ from spkd_keras.observer import Observer, Renamed
 from spkd_keras.search.distributed import without_prints
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import ENDED
-from spkd_keras.training.folder import RunFolder, StorageError, save_network, write_json, write_text
+from spkd_keras.storage import StorageError, write_json, write_text
+from spkd_keras.training.folder import RunFolder, save_network
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.train import Training
 

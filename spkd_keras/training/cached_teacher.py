@@ -9,8 +9,8 @@ from spkd_keras import cache, data, models
 from spkd_keras.distiller import Term
 from spkd_keras.experiment import CacheSpec, Experiment
 from spkd_keras.observer import Observer
+from spkd_keras.storage import check_writable
 from spkd_keras.training import build
-from spkd_keras.training.folder import check_writable
 
 FOLDER = "teacher-cache"
 ASKED = {"views", "store", "sketch", "seed"}

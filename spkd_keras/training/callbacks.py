@@ -9,8 +9,9 @@ from typing import Any
 import keras
 
 from spkd_keras.observer import Observer
+from spkd_keras.storage import write_text
 from spkd_keras.training.environment import peak_memory, reset_peak_memory
-from spkd_keras.training.folder import RunFolder, save_network, write_text
+from spkd_keras.training.folder import RunFolder, save_network
 
 
 class Recorder(keras.callbacks.Callback):

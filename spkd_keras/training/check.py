@@ -34,7 +34,7 @@ class Check:
 
     Attributes:
         teacher: `images`, `accuracy` and `outputs` of a trained teacher; None where there is none yet.
-        taps: for each method's terms, the layers that are compared, as (teacher's, student's).
+        taps: for each method's terms, the layers of `teacher` and `student` that are compared.
         gathered: for each method, bytes that a step would send between several devices for its terms that compare
             images; None where that depends on the images.
         parts: for each method, the parts of its loss.
@@ -46,7 +46,7 @@ class Check:
     """
 
     teacher: dict[str, Any] | None = None
-    taps: dict[str, dict[str, tuple[str, str]]] = dataclasses.field(default_factory=dict)
+    taps: dict[str, dict[str, dict[str, list[str]]]] = dataclasses.field(default_factory=dict)
     gathered: dict[str, int | None] = dataclasses.field(default_factory=dict)
     parts: dict[str, list[PartRow]] = dataclasses.field(default_factory=dict)
     costs: dict[str, RunCost] = dataclasses.field(default_factory=dict)

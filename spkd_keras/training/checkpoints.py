@@ -3,8 +3,6 @@
 import json
 import shutil
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +12,13 @@ import numpy as np
 
 from spkd_keras.distiller import Distiller, NotFiniteError
 from spkd_keras.experiment import Checkpoints
+from spkd_keras.storage import PARTIAL, replace
 from spkd_keras.training.devices import Devices
-from spkd_keras.training.folder import replace
 from spkd_keras.training.interruption import SIGNALS, Interruption
 
 ASK_EVERY = 10  # batches, between processes
 KEPT = 2  # so that one is left if the newest is damaged
-
-# What a file that is not whole makes zipfile and NumPy raise. That it cannot be read at all is another matter.
-DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError)
+PROGRESS, ENTRIES = "progress", "entries"  # in a checkpoint: what the recorder keeps, and how many arrays there are
 
 
 class Position(NamedTuple):
@@ -89,17 +85,23 @@ class Checkpointer(keras.callbacks.Callback):
         """
         self.begun, self._metrics = Position(), []
         self.devices.share(self.folder)
-        for file in sorted(self.folder.glob("epoch-*.npz"), key=_position, reverse=True):
+        for file in self.folder.glob(f"{PARTIAL}*"):  # what a kill left
+            file.unlink(missing_ok=True)
+        files = _newest_first(self.folder)
+        for index, file in enumerate(files):
             try:
                 state = _read(file)
-            except DAMAGES as error:
-                self.warn(f"The checkpoint {file} is damaged ({' '.join(str(error).split())}). Using the one before.")
+            except OSError:  # that it cannot be read at all is another matter
+                raise
+            except Exception as error:  # whatever zipfile and NumPy make of a file that is not whole
+                left = "Using the one before." if index + 1 < len(files) else "Beginning anew."
+                self.warn(f"The checkpoint {file} is damaged ({' '.join(str(error).split())}). {left}")
                 file.unlink()
                 continue
             self._assign(_variables(distiller), [state[key] for key in state if key.startswith("state/")])
             self._metrics = [state[key] for key in state if key.startswith("metrics/")]
             self.begun = _position(file)
-            return self.begun, json.loads(str(state["progress"]))
+            return self.begun, json.loads(str(state[PROGRESS]))
         return self.begun, {}
 
     def restored_metrics(self, distiller: Distiller) -> dict[str, float]:
@@ -198,25 +200,32 @@ class Checkpointer(keras.callbacks.Callback):
         if not self.devices.chief:
             return
         file = self.folder / f"epoch-{position.epoch}-batch-{position.batch}.npz"
-        arrays: dict[str, Any] = {**state, "progress": np.array(json.dumps(self.progress()))}
+        arrays: dict[str, Any] = {ENTRIES: len(state) + 2, **state, PROGRESS: np.array(json.dumps(self.progress()))}
 
         def write(partial: Path) -> None:
             with partial.open("wb") as content:
                 np.savez(content, **arrays)
 
         replace(file, write)
-        for old in sorted(self.folder.glob("epoch-*.npz"), key=_position, reverse=True)[KEPT:]:
+        for old in _newest_first(self.folder)[KEPT:]:
             old.unlink()
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
     """Reads a checkpoint's arrays in their order, each checked by its checksum."""
-    with zipfile.ZipFile(file) as archive:
-        # NumPy reads what an entry's header asks for, and then not its end, at which zipfile would check it.
-        if archive.testzip() is not None:
-            raise ValueError("a checksum is wrong")
     with np.load(file) as arrays:
-        return dict(arrays)
+        # NumPy reads what an entry's header asks for, and then not its end, at which zipfile would check it.
+        if arrays.zip.testzip() is not None:
+            raise ValueError("a checksum is wrong")
+        state = dict(arrays)
+    # Damage to the archive's own list may make some of them vanish. Archives of before did not tell their number.
+    if PROGRESS not in state or len(state) != state.get(ENTRIES, len(state)):
+        raise ValueError("arrays are missing")
+    return state
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("epoch-*.npz"), key=_position, reverse=True)
 
 
 def _position(file: Path) -> Position:

@@ -2,37 +2,21 @@
 
 import functools
 import hashlib
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
 
-import filelock
 import keras
 
 from spkd_keras import models
-from spkd_keras.experiment import (
-    ClearError,
-    Experiment,
-    ExperimentError,
-    Network,
-    differences,
-    load_experiment,
-    read_record,
-)
+from spkd_keras.experiment import Experiment, ExperimentError, Network, differences, load_experiment, read_record
+from spkd_keras.storage import PARTIAL, check_writable, locked, replace, write_text
 from spkd_keras.training import build
 
-PARTIAL = ".partial-"
 MOVED = "teacher.path:"  # of the lines that say what differs
 DATA_DIGEST = "data_digest"  # in what a run, or a search, records
 START_DIGEST = "start_digest"  # in what a run records
-
-
-class StorageError(ClearError, OSError):
-    """A file cannot be written. The message is one clear line; what was there before is intact."""
+LAYERS = "compared_layers"  # the same
 
 
 class RunFolder:
@@ -62,6 +46,11 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run is done: the summary is written last."""
         return self.summary.exists()
+
+    @property
+    def has_state(self) -> bool:
+        """Whether something of the run is done, which what is recorded beside it belongs to."""
+        return self.finished or any(self.backup.glob("epoch-*"))
 
     def tidy(self) -> None:
         """Removes what a kill left of a finished run: checkpoints and files that were being written."""
@@ -110,18 +99,19 @@ class RunFolder:
         Raises:
             ExperimentError: if it was not.
         """
-        if self.finished or any(self.backup.glob("epoch-*")):
-            record = None
-            with suppress(ExperimentError):  # damaged: it is written anew, or told where it matters
-                record = read_record(self.environment)
-            check_same_data(self.path, (record or {}).get(DATA_DIGEST), digest)
-            started = (record or {}).get(START_DIGEST)
-            if started is not None and started != (start := self.start_digest()):
-                file = self.experiment.student.arguments.get("weights")
-                raise ExperimentError(
-                    f"{self.path} started from other weights than {file} has now (digest {started}). Received: "
-                    f"{start}. Nothing was changed. Bring the file back, or choose another folder with --out."
-                )
+        if not self.has_state:
+            return
+        record = None
+        with suppress(ExperimentError):  # damaged: it is written anew, or told where it matters
+            record = read_record(self.environment)
+        check_same_data(self.path, (record or {}).get(DATA_DIGEST), digest)
+        started = (record or {}).get(START_DIGEST)
+        if started is not None and started != (start := self.start_digest()):
+            file = self.experiment.student.arguments.get("weights")
+            raise ExperimentError(
+                f"{self.path} started from other weights than {file} has now (digest {started}). Received: "
+                f"{start}. Nothing was changed. Bring the file back, or choose another folder with --out."
+            )
 
     def start_digest(self) -> str | None:
         """Returns the digest of the file whose weights the network starts from; None if there is none."""
@@ -131,21 +121,19 @@ class RunFolder:
         with Path(weights).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keeps other processes out of the folder; the lock dies with this process.
 
         Raises:
-            ExperimentError: if another process is at this run.
+            BusyError: on entering, if another process is at this run.
         """
-        with locked(self.path):
-            yield
+        return locked(self.path)
 
     def check_free(self) -> None:
         """Checks that no other process is at this run.
 
         Raises:
-            ExperimentError: if one is.
+            BusyError: if one is.
         """
         if self.path.exists():
             with self.locked():
@@ -195,128 +183,11 @@ def check_same_data(folder: Path, recorded: str | None, digest: str) -> None:
         )
 
 
-class BusyError(ExperimentError):
-    """Another process is at a folder. The next one may be free."""
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder, which is made if need be; the lock dies with this process.
-
-    Raises:
-        BusyError: if another process is at it.
-    """
-    check_writable(folder)
-    try:
-        # TimeoutError is an OSError, which the body may raise too: it is told apart by where it arises.
-        lock = filelock.FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise BusyError(
-            f"{folder} is being run by another process. Wait for it, or stop it and give the same command again."
-        ) from None
-    try:
-        yield
-    finally:
-        (folder / ".lock").unlink(missing_ok=True)
-        lock.release()
-
-
-def check_writable(folder: Path, name: str = "The output folder", cure: str = "Choose another with --out.") -> None:
-    """Makes a folder and checks that files can be written to it.
-
-    Args:
-        folder: where.
-        name: what it is to the user.
-        cure: what to do if it cannot be.
-
-    Raises:
-        ExperimentError: if not.
-    """
-    probe = folder / f"{PARTIAL}probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process may try the same
-    except OSError as error:
-        raise ExperimentError(f"{name} cannot be written to: {folder} ({error.strerror}). {cure}") from error
-
-
-@contextmanager
-def not_left_empty(folder: Path) -> Iterator[None]:
-    """Removes a folder that nothing came into, after a refusal."""
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # it is not empty, or was not made
-            folder.rmdir()
-
-
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file so that it is there whole or not at all: on the disk under another name before it gets its own.
-
-    Raises:
-        StorageError: if it cannot be written, for example to a full disk; what was at `path` is still there.
-    """
-    partial = path.with_name(f"{PARTIAL}{path.name}")
-    try:
-        with storing(path):
-            write(partial)
-            bring_to_disk(partial)
-            os.replace(partial, path)
-            bring_to_disk(path.parent)  # the name
-    except StorageError:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """Says in one line what cannot be written, and that nothing is lost by it.
-
-    Args:
-        path: of what is written, which the body replaces in one step at its end.
-
-    Raises:
-        StorageError: if the body raises an OSError.
-    """
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise StorageError(
-            f"{path} cannot be written ({reason}). What was there before is intact. Make room or make the folder "
-            "writable, then give the same command again."
-        ) from error
-
-
-def bring_to_disk(path: Path) -> None:
-    """Waits until a file's content, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def save_network(path: Path, network: keras.Model) -> None:
+    """Saves a network whole or not at all."""
+    replace(path, network.save)
 
 
 def _is_partial(file: Path) -> bool:
     """Whether this is what a kill left of a file that was being written, or a lock."""
     return file.name.startswith(PARTIAL) or file.name == ".lock"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def save_network(path: Path, network: keras.Model) -> None:
-    """Saves a network whole or not at all."""
-    replace(path, network.save)

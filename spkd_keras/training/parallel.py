@@ -6,7 +6,8 @@ from typing import Any
 
 from spkd_keras.experiment import ClearError, ExperimentError
 from spkd_keras.observer import Observer
-from spkd_keras.training.folder import BusyError, RunFolder
+from spkd_keras.storage import BusyError
+from spkd_keras.training.folder import RunFolder
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.processes import Worker, ending
 

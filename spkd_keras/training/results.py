@@ -10,8 +10,9 @@ from spkd_keras import data, models
 from spkd_keras.distiller import taps
 from spkd_keras.experiment import Network
 from spkd_keras.losses import similarity_matrix
+from spkd_keras.storage import replace
 from spkd_keras.training import build
-from spkd_keras.training.folder import RunFolder, replace
+from spkd_keras.training.folder import LAYERS, RunFolder
 
 EVALUATION_BATCH = 256
 PICTURE_IMAGES = 128  # about so many in the picture of the similarity matrices
@@ -45,6 +46,7 @@ def summarise(
         "parameters": student.count_params(),
         "multiply_adds": models.multiply_adds(student),
         "teacher_fingerprint": surroundings["teacher_fingerprint"],
+        LAYERS: surroundings[LAYERS],
         "versions": surroundings["versions"],
         "devices": surroundings["devices"],
         "threads": surroundings["intra_op_threads"],

@@ -13,11 +13,12 @@ from spkd_keras import data, models
 from spkd_keras.cache import TeacherCache
 from spkd_keras.experiment import TEACHER, ClearError, Experiment, ExperimentError
 from spkd_keras.observer import Observer
+from spkd_keras.storage import BusyError, check_writable, not_left_empty
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
 from spkd_keras.training.devices import Devices
 from spkd_keras.training.findings import Finding
-from spkd_keras.training.folder import BusyError, RunFolder, check_writable, not_left_empty, run_folders
+from spkd_keras.training.folder import RunFolder, run_folders
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.parallel import run_in_processes
 from spkd_keras.training.teacher_run import check_fingerprint, load_teacher, train_teacher

@@ -9,15 +9,16 @@ import numpy as np
 
 from spkd_keras import data, models
 from spkd_keras.cache import TeacherCache
-from spkd_keras.distiller import Distiller, NotFiniteError, gathered_bytes, loss_parts
+from spkd_keras.distiller import Distiller, NotFiniteError, compared_layers, gathered_bytes, loss_parts
 from spkd_keras.experiment import Experiment, ExperimentError, read_record
 from spkd_keras.observer import Observer
+from spkd_keras.storage import write_json
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.callbacks import Recorder, Reporter
 from spkd_keras.training.checkpoints import Checkpointer, Position
 from spkd_keras.training.devices import Devices
 from spkd_keras.training.environment import changes, environment
-from spkd_keras.training.folder import DATA_DIGEST, START_DIGEST, RunFolder, save_network, write_json
+from spkd_keras.training.folder import DATA_DIGEST, LAYERS, START_DIGEST, RunFolder, save_network
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import EVALUATION_BATCH, summarise, write_similarities
 
@@ -57,7 +58,6 @@ def train(
             START_DIGEST: folder.start_digest(),
             "class_names": list(splits.train.class_names),
         }
-        _record(folder, surroundings, observer)
         keras.utils.set_random_seed(folder.seed)
         cache = None
         if spec := experiment.teacher_cache:
@@ -68,6 +68,8 @@ def train(
             if devices.replicas > 1:
                 student = models.synchronized(student)
             distiller = build.build_distiller(source, student, experiment, folder.method)
+        surroundings[LAYERS] = compared_layers(distiller)
+        _record(folder, surroundings, observer)
         if devices.replicas > 1:
             surroundings["gathered_bytes_a_step"] = gathered_bytes(distiller, experiment.data.batch_size)
         training = Training(folder, splits, distiller, observer, interruption, cache, devices)
@@ -88,13 +90,23 @@ def train(
 
 
 def _record(folder: RunFolder, surroundings: dict[str, Any], observer: Observer) -> None:
-    """Writes what the run depends on; tells if an interrupted run goes on under other conditions."""
-    folder.failure.unlink(missing_ok=True)
+    """Writes what the run depends on; tells if an interrupted run goes on under other conditions.
+
+    Raises:
+        ExperimentError: if it compared other layers until now, which another version may find where none are named.
+    """
     before = None
     with contextlib.suppress(ExperimentError):  # damaged: it is written anew
         before = read_record(folder.environment)
     if before is not None:
         begins_anew = not any(folder.backup.glob("epoch-*"))
+        layers = before.get(LAYERS)
+        if not begins_anew and layers not in (None, surroundings[LAYERS]):
+            raise ExperimentError(
+                f"{folder.path} compared the layers {layers} until now. This version would compare "
+                f"{surroundings[LAYERS]}. Nothing was changed. Go on with the version that is in "
+                f"{folder.environment}, or choose another folder with --out."
+            )
         differing = [] if begins_anew else changes(before, surroundings)
         earlier = [] if begins_anew else before.get("earlier_conditions") or []
         surroundings["earlier_conditions"] = [*earlier, *differing]
@@ -103,6 +115,7 @@ def _record(folder: RunFolder, surroundings: dict[str, Any], observer: Observer)
                 f"{folder.path.name} goes on under other conditions than it began ({'; '.join(differing)}): its "
                 "numbers may differ in their last bits from an uninterrupted run's."
             )
+    folder.failure.unlink(missing_ok=True)
     write_json(folder.environment, surroundings)
 
 
