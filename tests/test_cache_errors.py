@@ -1,6 +1,7 @@
 """What a cache refuses: wrong arguments, other images, teachers that do not fit, and files that are not whole."""
 
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -140,6 +141,31 @@ def test_an_interrupted_computation_of_something_else_begins_anew(images, teache
     (tmp_path / ".partial-cache" / "entries-00000.array_record").write_bytes(b"of another dtype")
     cache = compute(tmp_path / "cache", teacher, [sp()], images, store="float32")
     assert cache.read(np.arange(22))["/output"].dtype == "float32"
+
+
+def test_hours_of_something_else_are_not_thrown_away(images, teacher, tmp_path, monkeypatch):
+    def interrupt(done, entries):
+        if done > 14:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(computing, "SHARD_BYTES", 5 * 2 * (CLASSES + 4 * 4 * 8))
+    with pytest.raises(KeyboardInterrupt):
+        compute(tmp_path / "cache", teacher, [sp()], images, batch_size=4, tell=interrupt)
+    with pytest.raises(ValueError, match=r"is a part of .* else \(of other store, entries_a_shard\)\. Remove"):
+        compute(tmp_path / "cache", teacher, [sp()], images, store="float32")
+    assert compute(tmp_path / "cache", teacher, [sp()], images, batch_size=4).manifest.store == "float16"
+
+
+def test_a_file_that_becomes_too_large_for_its_disk(images, teacher, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            compute(tmp_path / "cache", teacher, [sp()], images, store="float32")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "cache").exists()
+    compute(tmp_path / "cache", teacher, [sp()], images, store="float32")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import types
 
+import filelock
 import numpy as np
 import pytest
 from test_cli import call
 from tiny_experiment import Listener, tiny, untrained_teacher, weights_of
 
 from spkd_keras.distiller import Distiller
+from spkd_keras.distiller.stand_in import StandIn
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.training import build, cache_teacher, cached_teacher, run_experiment
+from spkd_keras.training import check as check_module
 from spkd_keras.training.check import check_experiment
 
 
@@ -140,6 +144,45 @@ def test_a_check_tells_what_cannot_be_built_where_a_cache_is_asked_for(wrong, te
 def test_the_size_of_a_cache_that_will_be_computed(teacher, tmp_path):
     experiment = cached(tmp_path, teacher)  # two views
     size = check_experiment(experiment, runs={}, out=tmp_path / "runs").cache
+    begun = tmp_path / "runs" / "tiny" / ".partial-teacher-cache"  # by a command that was killed
+    begun.mkdir(parents=True)
+    (begun / "entries-00000.array_record").write_bytes(bytes(1000))
+    assert check_experiment(experiment, runs={}, out=tmp_path / "runs").cache == size - 1000
     manifest = cache_teacher(experiment, tmp_path / "runs").manifest
     assert size == manifest.entries * manifest.bytes_an_entry
     assert check_experiment(experiment, runs={}, out=tmp_path / "runs").cache == 0
+
+
+@pytest.mark.slow
+def test_what_a_run_from_the_cache_takes_is_measured_from_the_cache(teacher, tmp_path, monkeypatch):
+    experiment = cached(tmp_path, teacher)
+    cache_teacher(experiment, tmp_path / "runs")
+    measured, measure = [], check_module.measure
+    monkeypatch.setattr(
+        check_module,
+        "measure",
+        lambda distiller, *rest: measured.append(distiller.teacher) or measure(distiller, *rest),
+    )
+    check = check_experiment(experiment, runs={"student": 1, "sp": 1}, out=tmp_path / "runs")
+    assert [isinstance(teacher, StandIn) for teacher in measured] == [False, True]
+    assert check.costs["sp"].seconds > 0
+    assert not check.findings
+
+
+def test_who_waits_for_the_cache_is_told(teacher, tmp_path, monkeypatch):
+    experiment = cached(tmp_path, teacher)
+    held = filelock.FileLock(tmp_path / ".teacher-cache.lock")
+    held.acquire()
+    told = []
+
+    def noticed(text):
+        told.append(text)
+        held.release()
+
+    monkeypatch.setattr(cached_teacher, "_compute", lambda *_: None)
+    monkeypatch.setattr(cached_teacher, "opened", lambda *_: "opened")
+    observer = types.SimpleNamespace(noticed=noticed)
+    for _ in range(2):  # the second time nobody is there
+        found = cached_teacher.computed(experiment, experiment.teacher_cache, tmp_path, None, teacher, observer)
+        assert found == "opened"
+    assert told == [f"Another process computes {tmp_path / 'teacher-cache'}. Waiting for it."]

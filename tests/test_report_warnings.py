@@ -210,3 +210,19 @@ def test_students_of_several_teachers(tmp_path, fingerprints, warns, one):
     result = summarised(tmp_path)
     assert result.warnings == ["The students were distilled from 2 teachers, which is in their differences."] * warns
     assert ("teacher wide_resnet (width 2), one for all." in report.settings(result)[1]) is one
+
+
+def test_runs_under_different_conditions(tmp_path):
+    versions = [{"tensorflow": "2.20.0", "keras": "3.15.1"}, {"tensorflow": "2.21.0", "keras": "3.15.1"}]
+    for seed in (0, 1):
+        for method in ("student", "sp"):
+            file = write_run(tmp_path, method, seed, 0.25, []) / "summary.json"
+            known = {"versions": versions[seed], "threads": 2, "processor": ["avx2"]}
+            file.write_text(json.dumps(json.loads(file.read_text()) | known), encoding="utf-8")
+    file = tmp_path / "sp-seed1" / "summary.json"
+    earlier = {"earlier_conditions": ["commit: a -> b", "intra_op_threads: 2 -> 4", "commit: b -> c"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | earlier), encoding="utf-8")
+    assert summarised(tmp_path).warnings == [
+        "The runs were made under different conditions: version of tensorflow.",
+        "sp-seed1 went on under other conditions than it began (commit, intra_op_threads).",
+    ]

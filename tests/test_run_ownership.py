@@ -1,6 +1,7 @@
 """Whether what is in a run's folder is this run: its images, its teacher, and settings that matter to it."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from tiny_experiment import Listener, tiny
 from tiny_search import GAMMA, tiny_search
 
 import spkd_keras
-from spkd_keras import models
+from spkd_keras import models, storage
 from spkd_keras.data import Images, Splits
 from spkd_keras.experiment import ExperimentError, differences
 from spkd_keras.training import (
@@ -21,6 +22,7 @@ from spkd_keras.training import (
     cache_teacher,
     cached_teacher,
     check_experiment,
+    check_folders,
     environment,
     run_experiment,
     teacher_run,
@@ -28,6 +30,7 @@ from spkd_keras.training import (
 from spkd_keras.training.environment import intra_op_threads
 from spkd_keras.training.folder import RunFolder
 from spkd_keras.training.interruption import Interruption
+from spkd_keras.training.train import train
 
 RECORDED = "3f" * 16
 
@@ -261,3 +264,54 @@ def test_the_commit_is_that_of_the_package_s_own_checkout(monkeypatch):
         answer = SimpleNamespace(stdout=f"{top}\n{'a' * 40}\n")
         monkeypatch.setattr(environment.subprocess, "run", lambda *_, answer=answer, **__: answer)
         assert environment._commit() == commit
+
+
+def test_a_folder_that_another_command_took_meanwhile_is_left_to_it(tmp_path):
+    mine, other = tiny(tmp_path).single("student", 0), tiny(tmp_path, "schedule.epochs=7").single("student", 0)
+    folder = write_files(tmp_path, other, {"test_error": 0.5})
+    before = (folder / "experiment.yaml").read_bytes()
+    with pytest.raises(ExperimentError, match="holds a run of another experiment"):
+        train(RunFolder(tmp_path, mine), build.load_data(mine.data), Listener(), Interruption())
+    assert (folder / "experiment.yaml").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told_as_one_that_cannot_be_written(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    experiment = tiny(tmp_path).single("student", 0)
+    user = os.geteuid()
+    if not user:
+        os.seteuid(65534)  # root may look into everything
+    try:
+        run = RunFolder(closed / "runs", experiment)
+        run.check_owner()
+        assert not run.finished
+        (finding,) = check_folders.check_runs(run.experiment, None, None, closed / "runs")
+        assert "cannot be written to" in finding.found
+        with pytest.raises(ExperimentError, match=r"The output folder cannot be written to: .*Permission denied"):
+            storage.check_writable(closed / "runs")
+    finally:
+        os.seteuid(user)
+
+
+def test_what_changed_of_the_conditions():
+    before = {"processor": ["avx2", "avx512f", "fma"], "intra_op_threads": 2, "devices": ["CPU:0"]}
+    now = {"processor": ["avx2", "amx_tile", "fma"], "intra_op_threads": 4, "devices": ["CPU:0"], "replicas": 1}
+    assert environment.changes(before, now) == ["processor: -avx512f +amx_tile", "intra_op_threads: 2 -> 4"]
+    assert environment.changes({}, now) == []  # nobody knows
+
+
+def test_the_processor_is_told_by_its_instructions():
+    here = environment.environment()
+    assert here["processor"] == sorted(set(here["processor"])) != []
+    assert here["accelerators"] == []
+
+
+def test_the_disks_of_two_folders(tmp_path, monkeypatch):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one disk")
+    monkeypatch.setattr(check_folders.shutil, "disk_usage", lambda place: SimpleNamespace(free=10**7))
+    assert check_folders.room((tmp_path / "runs", 6 * 10**6), (other, 6 * 10**6)) == []
+    (one,) = check_folders.room((tmp_path / "runs", 6 * 10**6), (tmp_path / "cache", 6 * 10**6), (other, 1))
+    assert one.found == f"12 MB are needed and {tmp_path} has 10 MB free."

@@ -67,6 +67,17 @@ def test_a_damaged_record_of_the_teacher(experiment, tmp_path, content, said):
     assert f"elete {file.parent}, and `spkd run` does it again: " in str(caught.value)
 
 
+def test_a_run_that_trained_nothing_yet_has_no_teacher(experiment, tmp_path):
+    run = RunFolder(tmp_path, experiment.single("sp", 0))
+    folder = write_files(tmp_path, run.experiment, None)
+    run.environment.write_text(json.dumps({"teacher_fingerprint": "damaged"}), encoding="utf-8")
+    teacher_run.check_fingerprint("mended", [run])
+    (folder / "backup").mkdir()
+    (folder / "backup" / "epoch-1-batch-0.npz").touch()
+    with pytest.raises(ExperimentError, match="was distilled from another teacher"):
+        teacher_run.check_fingerprint("mended", [run])
+
+
 @pytest.mark.parametrize("content", ["[]", "null", "{", '"text"'])
 def test_a_damaged_record_of_a_run_that_goes_on(experiment, tmp_path, content):
     run = RunFolder(tmp_path, experiment.single("student", 0))

@@ -60,6 +60,7 @@ SUMMARY_KEYS = [
     "compared_layers",
     "versions",
     "devices",
+    "processor",
     "threads",
     "strategy",
     "replicas",

@@ -22,6 +22,7 @@ from spkd_keras.distiller import Term
 from spkd_keras.distiller.outputs import check_logits, output_kind
 from spkd_keras.distiller.taps import LOGITS, Tap, resolve
 from spkd_keras.distiller.wiring import tapped_teacher
+from spkd_keras.storage import PARTIAL, bring_to_disk
 
 SHARD_BYTES = 256 * 2**20
 STORES = ("float16", "float32")
@@ -67,7 +68,9 @@ def compute(
         The cache.
 
     Raises:
-        ValueError: if an argument is out of range, or the values do not fit into float16.
+        ValueError: if an argument is out of range, the values do not fit into float16, or what was interrupted there
+            was a cache of something else.
+        OSError: if a file cannot be written.
     """
     folder, augmentation = Path(folder), augmentation or Augmentation()
     _check(folder, augmentation, views, store, sketch)
@@ -248,19 +251,35 @@ def _same_in_every_batch(
 @contextlib.contextmanager
 def _whole_or_not_at_all(folder: Path, manifest: Manifest) -> Iterator[Path]:
     """Gives a folder to write into that gets its name when all is written; an earlier attempt's, if it was at this."""
-    partial = folder.with_name(f".partial-{folder.name}")
+    partial = partial_folder(folder)
     if not _is_begun(partial, manifest):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         manifest.write(partial)
     yield partial
     partial.rename(folder)
+    bring_to_disk(folder.parent)
+
+
+def partial_folder(folder: Path) -> Path:
+    """Returns where a cache is until it is whole."""
+    return folder.with_name(f"{PARTIAL}{folder.name}")
 
 
 def _is_begun(partial: Path, manifest: Manifest) -> bool:
-    """Whether an interrupted attempt was at the same cache."""
+    """Whether an interrupted attempt was at the same cache.
+
+    Raises:
+        ValueError: if it was at another, and came to more than its beginning, which may be hours of work.
+    """
     try:
-        begun = Manifest.read(partial)
-        return dataclasses.replace(begun, same_in_every_batch={}, sketches={}) == manifest
+        begun = dataclasses.replace(Manifest.read(partial), same_in_every_batch={}, sketches={})
     except ValueError:  # there was none, or it did not come so far
         return False
+    differing = [key for key, value in vars(manifest).items() if vars(begun)[key] != value]
+    if differing and ShardWriter(partial, begun.entries, begun.entries_a_shard).written:
+        raise ValueError(
+            f"{partial} is a part of a cache of something else (of other {', '.join(differing)}). Remove it, or name "
+            "another folder."
+        )
+    return not differing

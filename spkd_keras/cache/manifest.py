@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from spkd_keras.cache.sketch import SketchError
 from spkd_keras.data import AnyImages, Images, prefetched
+from spkd_keras.storage import write_json
 
 FORMAT = 2
 FILE = "manifest.json"
@@ -94,9 +95,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes it into a folder."""
-        partial = folder / f".partial-{FILE}"
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / FILE)
+        write_json(folder / FILE, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":

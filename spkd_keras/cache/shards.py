@@ -1,13 +1,15 @@
 """Entries of a fixed size in array records, which can be read in any order."""
 
+import contextlib
 import itertools
-import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from spkd_keras.storage import PARTIAL, bring_to_disk
 
 NAME = "entries-{:05d}.array_record"
 OPTIONS = "group_size:1,uncompressed"  # each entry can be read alone
@@ -42,21 +44,31 @@ class ShardWriter:
                 self.close()
                 self._file = self.folder / NAME.format(self.written // self.entries_a_shard)
                 self._writer = array_record_module.ArrayRecordWriter(str(self._partial), OPTIONS)
-            self._writer.write(b"".join(value.tobytes() for value in row))
+            with _storing():
+                self._writer.write(b"".join(value.tobytes() for value in row))
             self.written += 1
 
     def close(self) -> None:
         """Ends the last file."""
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            with self._partial.open("rb") as written:
-                os.fsync(written.fileno())
+            writer, self._writer = self._writer, None
+            with _storing():
+                writer.close()
+            bring_to_disk(self._partial)
             self._partial.rename(self._file)
 
     @property
     def _partial(self) -> Path:
-        return self._file.with_name(f".partial-{self._file.name}")
+        return self._file.with_name(f"{PARTIAL}{self._file.name}")
+
+
+@contextlib.contextmanager
+def _storing() -> Iterator[None]:
+    """Makes an OSError of what array_record raises where a file cannot be written, for example to a full disk."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(" ".join(str(error).split())) from error
 
 
 def _is_whole(file: Path, count: int) -> bool:

@@ -74,10 +74,14 @@ class Experiment(Section):
         return own or (None if self.dtype == "float32" else self.dtype)
 
     @property
+    def asks_teacher(self) -> bool:
+        """Whether any method has terms: the teacher is trained and loaded for them alone."""
+        return self.teacher is not None and any(method.terms for method in self.methods.values())
+
+    @property
     def teacher_cache(self) -> CacheSpec | None:
         """The cache that the methods' terms take the teacher from; None if none is asked for, or there are no terms."""
-        asked = None if self.teacher is None else self.teacher.cache
-        return asked if any(method.terms for method in self.methods.values()) else None
+        return self.teacher.cache if self.teacher is not None and self.asks_teacher else None
 
     def single(self, method: str, seed: int) -> "Experiment":
         """Returns the part that one run is about: one method with one seed."""

@@ -10,6 +10,7 @@ from spkd_keras.experiment import BASELINE, TEACHER, Published, differences
 from spkd_keras.report.weight_curves import WeightCurve, weight_curves
 from spkd_keras.run_files import Run, folds, read_similarities
 
+CONDITIONS = ("devices", "processor", "threads")  # of a summary; a change of these may change bits
 Runs = dict[tuple[str, int], Run]  # by method and seed
 
 
@@ -124,6 +125,7 @@ def _result(name: str, root: Path, runs: Sequence[Run], unit: str, title: str) -
     warnings += _unpaired([method for method in methods if method != TEACHER], done, unit)
     warnings += _unlike(with_terms, alike, unit)
     warnings += _teachers(done) if unit == "seeds" else []
+    warnings += _conditions(done)
     return ExperimentResult(name, root, list(runs), results, unfinished, comparisons, warnings, [], unit, title)
 
 
@@ -203,6 +205,24 @@ def teachers(runs: Iterable[Run]) -> set[str | None]:
 def _teachers(done: Runs) -> list[str]:
     found = len(teachers(done.values()) - {None})
     return [f"The students were distilled from {found} teachers, which is in their differences."] if found > 1 else []
+
+
+def _conditions(done: Runs) -> list[str]:
+    """Says in what else the runs differ that may change bits, and which of them went on under other conditions."""
+    known: dict[str, set[str]] = {}
+    told = []
+    for run in done.values():
+        summary = run.summary or {}
+        versions = {f"version of {name}": version for name, version in (summary.get("versions") or {}).items()}
+        for name, value in {**versions, **{key: summary[key] for key in CONDITIONS if key in summary}}.items():
+            known.setdefault(name, set()).add(str(value))
+        if changed := {line.split(":")[0] for line in summary.get("earlier_conditions") or []}:
+            told.append(
+                f"{run.folder.name} went on under other conditions than it began ({', '.join(sorted(changed))})."
+            )
+    if differing := [name for name, values in known.items() if len(values) > 1]:
+        told.insert(0, f"The runs were made under different conditions: {', '.join(differing)}.")
+    return told
 
 
 def similarities(result: ExperimentResult) -> tuple[dict[str, Any], Any]:

@@ -9,7 +9,7 @@ from spkd_keras import cache, data, models
 from spkd_keras.distiller import Term
 from spkd_keras.experiment import CacheSpec, Experiment
 from spkd_keras.observer import Observer
-from spkd_keras.storage import check_writable
+from spkd_keras.storage import check_writable, storing
 from spkd_keras.training import build
 
 FOLDER = "teacher-cache"
@@ -69,6 +69,20 @@ def opened(
         return found
 
 
+def found(
+    experiment: Experiment, root: Path, splits: data.Splits, teacher_fingerprint: str
+) -> cache.TeacherCache | None:
+    """Opens the experiment's cache; None if it wants none, or there is none yet.
+
+    Raises:
+        ExperimentError: as `opened`.
+    """
+    spec = experiment.teacher_cache
+    if spec is None or not folder_of(spec, root).exists():
+        return None
+    return opened(experiment, spec, root, splits, teacher_fingerprint)
+
+
 def computed(
     experiment: Experiment, spec: CacheSpec, root: Path, splits: data.Splits, teacher: keras.Model, observer: Observer
 ) -> cache.TeacherCache:
@@ -78,24 +92,30 @@ def computed(
         ExperimentError: as `opened`, or if the teacher's values cannot be kept as asked.
     """
     folder = folder_of(spec, root)
-    # Two commands may want the same cache; the second one waits, and finds it.
-    with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0).lock.release()
+    except filelock.Timeout:  # another command wants the same cache, which is there when it is done
+        observer.noticed(f"Another process computes {folder}. Waiting for it.")
+    with lock, storing(folder):
         if not folder.exists():
             _compute(folder, spec, experiment, splits, teacher, observer)
     return opened(experiment, spec, root, splits, models.fingerprint(teacher))
 
 
 def size_of(experiment: Experiment, spec: CacheSpec, root: Path, splits: data.Splits, teacher: keras.Model) -> int:
-    """Returns how many bytes the cache will take that is not there yet; 0 if it is there.
+    """Returns how many bytes the cache will take beside what is there of it; 0 if it is whole.
 
     Raises:
         ExperimentError: if the teacher has not what a method compares.
     """
-    if folder_of(spec, root).exists():
+    folder = folder_of(spec, root)
+    if folder.exists():
         return 0
     with build.telling("teacher.cache"):
         entry = cache.bytes_an_entry(teacher, _terms(experiment), spec.store, spec.sketch)
-    return spec.views * len(splits.train) * entry
+    begun = sum(file.stat().st_size for file in cache.partial_folder(folder).glob("*"))
+    return max(0, spec.views * len(splits.train) * entry - begun)
 
 
 def _compute(

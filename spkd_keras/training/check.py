@@ -12,16 +12,17 @@ import numpy as np
 import tensorflow as tf
 
 from spkd_keras import data, models
+from spkd_keras.cache import TeacherCache
 from spkd_keras.distiller import Distiller, compared_layers, gathered_bytes
 from spkd_keras.experiment import TEACHER, Experiment, ExperimentError, Schedule
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
+from spkd_keras.training.check_folders import check_runs, room, stopping
 from spkd_keras.training.check_methods import PartRow, check_method
 from spkd_keras.training.check_teacher import check_teacher
 from spkd_keras.training.cost import RunCost, measure, seconds_a_batch
 from spkd_keras.training.findings import Finding, worst_first
-from spkd_keras.training.folder import RunFolder, run_folders
-from spkd_keras.training.room import not_writable, room
+from spkd_keras.training.folder import run_folders
 from spkd_keras.training.teacher_run import check_fingerprint
 
 BATCHES = 2
@@ -110,11 +111,11 @@ def check_experiment(
     check.runs = _left(experiment, root) if runs is None else dict(runs)
     observer.checking("the data")
     splits = splits or build.load_data(experiment.data)
-    training = experiment.teacher_training()
+    training = experiment.teacher_training() if experiment.asks_teacher else None
     trained = teacher is not None or training is None
-    _look_at_runs(check, experiment, training, splits, root)
+    check.findings += check_runs(experiment, training, splits, root)
     check.findings += _late_drops(experiment, None if trained else training)
-    if teacher is None and experiment.teacher is not None:
+    if teacher is None and experiment.teacher is not None and experiment.asks_teacher:
         keras.utils.set_random_seed(0)
         teacher = build.build_network(experiment.teacher, splits.train, "teacher")
     # The batches that the student will see. The teacher's own training has as many of the same images.
@@ -126,17 +127,23 @@ def check_experiment(
     if replicas > 1:
         part = data.training_batches(splits.train, batch_size // replicas, seed, data.EpochClock(), augmentation)
     batch_seconds = seconds_a_batch(dataset) if cost else 0.0
+    kept = None
     if teacher is not None and trained:
         observer.checking("the teacher")
         check.teacher, found = check_teacher(teacher, *_images(batches), list(splits.train.class_names))
         check.findings += found
-        with _stopping(check, "out"):  # runs of another teacher
+        with stopping(check.findings, "out"):  # runs of another teacher
             check_fingerprint(models.fingerprint(teacher), run_folders(root, experiment))
+        with stopping(check.findings, "teacher.cache"):
+            kept = cached_teacher.found(experiment, root, splits, models.fingerprint(teacher))
     for name in list(check.runs):
         observer.checking(f"the method {name}")
         with _fitting(check, f"methods.{name}", batch_size, replicas):
-            distiller = _check_one(check, experiment.single(name, seed), splits, teacher, batches, trained)
-            if cost and distiller is not None:
+            single = experiment.single(name, seed)
+            distiller = _check_one(check, single, splits, teacher, batches, trained)
+            if cost and distiller is not None and kept is not None and single.asks_teacher:
+                check.costs[name] = _measure_from_cache(kept, single, splits)
+            elif cost and distiller is not None:
                 check.costs[name] = measure(distiller, part, splits, experiment, batch_seconds)
     if cost and training is not None and not trained:
         observer.checking("the training of the teacher")
@@ -145,10 +152,16 @@ def check_experiment(
             distiller = build.build_distiller(None, network, training, TEACHER)
             check.costs[TEACHER] = measure(distiller, part, splits, training, batch_seconds)
             check.runs[TEACHER] = 1
-    if teacher is not None:
-        _look_at_cache(check, experiment, splits, teacher, root, trained, cost)
+    place = root
+    if cost and teacher is not None and (spec := experiment.teacher_cache):
+        place = cached_teacher.folder_of(spec, root).parent
+        with stopping(check.findings, "teacher.cache"):
+            check.cache = cached_teacher.size_of(experiment, spec, root, splits, teacher)
+    if check.cache:
+        size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
+        check.findings.append(Finding("note", "teacher.cache", size))
     if cost:
-        check.findings += room(check.disk, Path(out))
+        check.findings += room((root, check.disk - check.cache), (place, check.cache))
     check.findings = worst_first(check.findings)
     return check
 
@@ -227,13 +240,13 @@ def _check_one(
     return distiller
 
 
-@contextmanager
-def _stopping(check: Check, place: str) -> Iterator[None]:
-    """Makes a finding of what would be refused."""
-    try:
-        yield
-    except ExperimentError as error:
-        check.findings.append(Finding("stop", place, str(error).removeprefix(f"{place}: ")))
+def _measure_from_cache(cache: TeacherCache, experiment: Experiment, splits: data.Splits) -> RunCost:
+    """Measures what a run of one method takes whose teacher is in a cache."""
+    (name,), (seed,) = experiment.methods, experiment.seeds
+    student = build.build_student(experiment, splits.train)
+    distiller = build.build_distiller(cache.stand_in, student, experiment, name)
+    batches = cache.batches(splits.train, experiment.data.batch_size, seed, data.EpochClock())
+    return measure(distiller, batches, splits, experiment, seconds_a_batch(batches))
 
 
 @contextmanager
@@ -246,51 +259,6 @@ def _fitting(check: Check, place: str, batch_size: int, replicas: int) -> Iterat
         alone = Finding("stop", place, found, "Lower data.batch_size.")
         shared = Finding("warning", place, found, "Lower data.batch_size if a device's part of it does not fit either.")
         check.findings.append(alone if replicas == 1 else shared)
-
-
-def _look_at_runs(
-    check: Check, experiment: Experiment, training: Experiment | None, splits: data.Splits, root: Path
-) -> None:
-    """Looks for what `run_experiment` refuses of the folder of the runs; one finding, as it tells the first alone."""
-    if reason := not_writable(root):
-        found = f"the output folder cannot be written to: {root} ({reason})."
-        check.findings.append(Finding("stop", "out", found, "Choose another with --out."))
-        return
-    if spec := experiment.teacher_cache:
-        kept = cached_teacher.folder_of(spec, root)
-        if reason := not_writable(kept.parent):
-            found = f"its folder cannot be written to: {kept} ({reason})."
-            check.findings.append(Finding("stop", "teacher.cache", found, "Give another `teacher.cache.path`."))
-    folders = ([RunFolder(root, training)] if training else []) + run_folders(root, experiment)
-    with _stopping(check, "out"):
-        for folder in folders:
-            folder.check_owner()
-        digest = splits.digest()
-        for folder in folders:
-            folder.check_data(digest)
-
-
-def _look_at_cache(
-    check: Check,
-    experiment: Experiment,
-    splits: data.Splits,
-    teacher: keras.Model,
-    root: Path,
-    trained: bool,
-    cost: bool,
-) -> None:
-    """Looks whether the teacher's cache, if there is one, is of this experiment, or how large it will be."""
-    spec = experiment.teacher_cache
-    if spec is None:
-        return
-    with _stopping(check, "teacher.cache"):
-        if trained and cached_teacher.folder_of(spec, root).exists():
-            cached_teacher.opened(experiment, spec, root, splits, models.fingerprint(teacher))
-        if cost:
-            check.cache = cached_teacher.size_of(experiment, spec, root, splits, teacher)
-    if check.cache:
-        size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
-        check.findings.append(Finding("note", "teacher.cache", size))
 
 
 def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Finding]:

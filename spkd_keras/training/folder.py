@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import shutil
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -44,8 +45,8 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is done: the summary is written last."""
-        return self.summary.exists()
+        """Whether the run is done: the summary is written last. What cannot be looked into is not."""
+        return os.path.exists(self.summary)
 
     @property
     def has_state(self) -> bool:
@@ -64,7 +65,9 @@ class RunFolder:
         Raises:
             ExperimentError: naming the fields that differ.
         """
-        if not self.path.exists() or (self.path.is_dir() and all(_is_partial(file) for file in self.path.iterdir())):
+        if not os.path.exists(self.path):
+            return
+        if self.path.is_dir() and all(_is_partial(file) for file in self.path.iterdir()):
             return
         recorded = self.path / "experiment.yaml"
         if not recorded.is_file():

@@ -49,6 +49,7 @@ def summarise(
         LAYERS: surroundings[LAYERS],
         "versions": surroundings["versions"],
         "devices": surroundings["devices"],
+        "processor": surroundings["processor"],
         "threads": surroundings["intra_op_threads"],
         "strategy": surroundings["strategy"],
         "replicas": surroundings["replicas"],

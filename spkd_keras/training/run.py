@@ -92,7 +92,7 @@ def _run_into(
 ) -> Path:
     interruption = Interruption()
     root = out / experiment.name
-    training = experiment.teacher_training()
+    training = experiment.teacher_training() if experiment.asks_teacher else None
     teacher_run = None if training is None else RunFolder(root, training)
     runs = run_folders(root, experiment)
     every = [teacher_run, *runs] if teacher_run else runs
@@ -134,10 +134,10 @@ def _run_into(
             if teacher_run is not None:
                 devices.share(teacher_run.student)
             with devices.scope():
-                teacher = load_teacher(experiment, teacher_run, splits)
+                teacher = load_teacher(experiment, teacher_run, splits) if experiment.asks_teacher else None
             if new:
                 # The first process alone tries, and running a teacher of the strategy would wait for all of them.
-                its_teacher = load_teacher(experiment, teacher_run, splits) if devices.strategy else teacher
+                its_teacher = load_teacher(experiment, teacher_run, splits) if teacher and devices.strategy else teacher
                 trained = teacher_run.path if teacher_run is not None and teacher_is_new else None
                 try_out(teacher=its_teacher, cost=not teacher_is_new, told=told, trained=trained)
             reasons = _run_all(experiment, runs, splits, teacher, teacher_run, jobs, observer, interruption, devices)
@@ -210,7 +210,8 @@ def _run_all(
         # Each process of several computes its own.
         cached_teacher.computed(experiment, spec, left[0].path.parent, splits, teacher, observer)
     if jobs > 1 and len(left) > 1:
-        return run_in_processes(left, partial(_run_alone, teacher_run), jobs, observer, interruption)
+        alone = partial(_run_alone, teacher_run, teacher is not None)
+        return run_in_processes(left, alone, jobs, observer, interruption)
     return _run_here(left, splits, observer, interruption, teacher, fingerprint, devices)
 
 
@@ -247,11 +248,15 @@ def _run_here(
 
 
 def _run_alone(
-    teacher_run: RunFolder | None, folder: RunFolder, observer: Observer, interruption: Interruption
+    teacher_run: RunFolder | None,
+    with_teacher: bool,
+    folder: RunFolder,
+    observer: Observer,
+    interruption: Interruption,
 ) -> None:
     """Does one run in a process that has nothing yet."""
     tf.config.experimental.enable_op_determinism()
     splits = build.load_data(folder.experiment.data)
-    teacher = load_teacher(folder.experiment, teacher_run, splits)
+    teacher = load_teacher(folder.experiment, teacher_run, splits) if with_teacher else None
     fingerprint = None if teacher is None else models.fingerprint(teacher)
     train(folder, splits, observer, interruption, teacher, fingerprint)

@@ -99,7 +99,7 @@ def check_fingerprint(fingerprint: str, runs: Sequence[RunFolder]) -> None:
         ExperimentError: if one was not, or its record is damaged.
     """
     for folder in runs:
-        if not folder.experiment.methods[folder.method].terms:  # it asked no teacher
+        if not folder.experiment.methods[folder.method].terms or not folder.has_state:  # it asked no teacher
             continue
         cure = f"Delete {folder.path}, and `spkd run` does it again: nobody knows which teacher that run had."
         record = read_record(folder.environment, cure)

@@ -37,15 +37,18 @@ def train(
     """Trains one student into its folder, or goes on where an earlier attempt stopped.
 
     Raises:
-        ExperimentError: if another process is at it.
+        ExperimentError: if another process is at it, or the folder holds another run by now.
         Interrupted: if a signal came; the state is written.
         FloatingPointError: if the loss or the gradient of a step is not finite.
         StorageError: if a file cannot be written.
     """
     devices = devices or Devices()
     with folder.locked():
+        # Another process may have made the folder, or finished the run, since this one looked.
+        folder.check_owner()
+        folder.check_data(splits.digest())
         if folder.finished:
-            return  # by another process, since this one looked
+            return
         folder.create()
         name, experiment = folder.path.name, folder.experiment
         observer.started(name, experiment.schedule.epochs)
