@@ -8,7 +8,7 @@ from test_cli import call
 from tiny_experiment import Listener, tiny
 
 from spkd_keras.experiment import ExperimentError
-from spkd_keras.training import teacher_run, trained_teacher
+from spkd_keras.training import run_experiment, teacher_run, trained_teacher
 from spkd_keras.training.folder import RunFolder
 from spkd_keras.training.train import _record
 
@@ -65,6 +65,23 @@ def test_a_damaged_record_of_the_teacher(experiment, tmp_path, content, said):
         teacher_run.check_fingerprint("abc", runs)
     assert str(caught.value).startswith(f"{file} {said}")
     assert f"elete {file.parent}, and `spkd run` does it again: " in str(caught.value)
+
+
+class Stopping(Listener):
+    """Ends a command before it trains anything."""
+
+    def planned(self, runs, finished):
+        super().planned(runs, finished)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("methods", "first"), [(["student"], "student-seed0"), (["student", "sp"], "teacher-seed0")])
+def test_a_teacher_is_trained_for_methods_with_terms_alone(tmp_path, methods, first):
+    experiment, listener = tiny(tmp_path).select(methods), Stopping()
+    assert experiment.asks_teacher == (first == "teacher-seed0")
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, tmp_path / "runs", listener)
+    assert listener.of("planned")[0][0] == first
 
 
 def test_a_run_that_trained_nothing_yet_has_no_teacher(experiment, tmp_path):
