@@ -1,10 +1,16 @@
 """The optimiser of the published recipes."""
 
+import math
+import numbers
 import warnings
 from typing import Any
 
 import keras
 from keras import ops
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 @keras.saving.register_keras_serializable("spkd_keras")
@@ -29,7 +35,7 @@ class CoupledSGD(keras.optimizers.Optimizer):
             `keras.optimizers.Optimizer`. Clipping sees the gradient without the decay.
 
     Raises:
-        ValueError: if momentum or weight decay is out of range, or nesterov is set without momentum.
+        ValueError: if an argument has the wrong type or is out of range, or nesterov is set without momentum.
 
     Reference: `torch.optim.SGD` with dampening 0.
     """
@@ -42,14 +48,17 @@ class CoupledSGD(keras.optimizers.Optimizer):
         weight_decay: float | None = 0.0,
         **kwargs: Any,
     ) -> None:
-        weight_decay = weight_decay or 0.0  # Keras' own optimizers write None for none
-        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"`momentum` must be in [0, 1), for example 0.9. Received: momentum={momentum}.")
-        if not weight_decay >= 0:
+        weight_decay = 0.0 if weight_decay is None else weight_decay  # Keras' own optimizers write None for none
+        if not _is_number(momentum) or not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` must be in [0, 1), for example 0.9. Received: momentum={momentum!r}.")
+        if not _is_number(weight_decay) or not 0 <= weight_decay < math.inf:
             raise ValueError(
-                f"`weight_decay` must be at least 0, for example 5e-4. Received: weight_decay={weight_decay}."
+                "`weight_decay` must be finite and at least 0, for example 5e-4. Received: "
+                f"weight_decay={weight_decay!r}."
             )
+        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
+        if not isinstance(nesterov, bool):
+            raise ValueError(f"`nesterov` must be True or False. Received: nesterov={nesterov!r}.")
         if nesterov and momentum == 0:
             raise ValueError("`nesterov=True` needs a momentum above 0, for example 0.9. Received: momentum=0.")
         self.momentum = float(momentum)

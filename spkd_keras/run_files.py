@@ -45,6 +45,8 @@ def read_runs(folder: str | Path) -> list[Run]:
         ExperimentError: if there are none, a folder cannot be read, or a file in them is damaged.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise ExperimentError(f"{folder} is a file. Give the folder that `spkd run` wrote, runs/<name>.")
     if not folder.is_dir():
         raise ExperimentError(
             f"The folder does not exist: {folder}. Give the folder that `spkd run` wrote, runs/<name>."

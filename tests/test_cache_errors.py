@@ -43,6 +43,13 @@ def test_wrong_arguments(arguments, message, images, teacher, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_is_there_is_kept(images, teacher, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"exists\. TeacherCache\(folder\) opens the cache that is there\. To compute an"
+    ):
+        compute(tmp_path, teacher, [sp()], images)
+
+
 def test_values_that_do_not_fit_into_float16_are_refused(images, teacher, tmp_path):
     teacher.get_layer("bn2").gamma.assign(1e6 * np.ones(8))
     with pytest.raises(ValueError, match=r"stage2 must be finite in float16.*store: float32"):

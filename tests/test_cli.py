@@ -119,7 +119,7 @@ def test_wrong_commands_and_options(arguments):
         (["run", "tiny.yaml", "--methods", ","], "tiny: `methods`: dictionary should have at least 1 item"),
         (["report", "empty"], "There are no runs in empty. Give the folder that `spkd run` wrote, runs/<name>."),
         (["report", "nowhere"], "The folder does not exist: nowhere. Give the folder that `spkd run` wrote"),
-        (["report", "tiny.yaml"], "The folder does not exist: tiny.yaml. "),
+        (["report", "tiny.yaml"], "tiny.yaml is a file. Give the folder that `spkd run` wrote, runs/<name>."),
     ],
 )
 def test_wrong_use_is_told_in_one_line(experiment_file, monkeypatch, arguments, said):

@@ -63,8 +63,11 @@ def test_a_network_of_keras_and_one_of_the_user(tmp_path):
     assert answer["parameters"] == 475_544  # keras.applications.MobileNet(alpha=0.25) with its own top
     network = mobilenet(0.25, image_shape=(32, 32, 3))
     network.save(tmp_path / "mine.keras")
-    answer = json.loads(call("models", tmp_path / "mine.keras", "--json").stdout)
-    assert answer["parameters"] == network.count_params()
+    (tmp_path / "run").mkdir()
+    network.save(tmp_path / "run" / "student.keras")
+    for place in ("mine.keras", "run"):
+        answer = json.loads(call("models", tmp_path / place, "--json").stdout)
+        assert answer["parameters"] == network.count_params()
 
 
 def test_a_network_without_a_default_tap_is_listed_layer_by_layer(tmp_path):
@@ -100,10 +103,18 @@ def test_a_network_without_a_default_tap_is_listed_layer_by_layer(tmp_path):
         (["mobilenet", "--set", "head"], "--set takes KEY=VALUE"),
         (["--width", 1], "Give the network's NAME with width"),
         (["missing.keras"], "the file does not exist: missing.keras"),
+        (["photos/"], "network.path: photos is a folder. Give a .keras file"),
+        (
+            ["legacy.h5"],
+            "legacy.h5 is not a .keras file. Convert it: keras.saving.load_model('legacy.h5').save('legacy.keras').",
+        ),
         (["missing.keras", "--width", 1], "missing.keras is a file and takes no arguments. Received: width."),
     ],
 )
-def test_wrong_use_is_told_in_one_line(arguments, said):
+def test_wrong_use_is_told_in_one_line(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "legacy.h5").write_bytes(b"\x89HDF")
     result = call("models", *arguments)
     assert result.exit_code == 2
     assert result.stdout == ""

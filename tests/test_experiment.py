@@ -145,7 +145,6 @@ def test_the_baseline_can_be_written_in_any_way(load, baseline):
         ("schedule.drops={10: 0.5}", lambda e: e.schedule.drops, {10: 0.5}),
         ("methods.sp.terms.0.weight=100", lambda e: e.methods["sp"].terms[0].weight, 100.0),
         ("methods.kd.student_loss_weight=0.5", lambda e: e.methods["kd"].student_loss_weight, 0.5),
-        ("methods.x=[]", lambda e: e.methods["x"], Method()),
         ("methods.x.terms=[{loss: soft_targets}]", lambda e: len(e.methods["x"].terms), 1),
         ("seeds=[4, 5]", lambda e: e.seeds, [4, 5]),
         ("seeds.1=7", lambda e: e.seeds, [0, 7, 2]),
@@ -165,6 +164,7 @@ def test_later_overrides_win_and_build_on_earlier_ones(load):
     )
     assert experiment.seeds == [8, 7]
     assert load(COMPLETE, "teacher.schedule={}", "teacher.schedule.epochs=3").teacher_training().schedule.epochs == 3
+    assert load(COMPLETE, "teacher.cache=null", "teacher.cache.seed=3").teacher.cache.seed == 3
 
 
 @pytest.mark.parametrize("part", ["", "data", "schedule", "student", "teacher"])

@@ -84,6 +84,10 @@ def test_text_that_is_no_experiment(load, text, said):
     assert f"tried.yaml {said}" in line
 
 
+WEIGHT = "`methods.sp.terms.0.weight`: input should be a valid"
+EPOCHS = "`schedule.epochs`: input should be a valid"
+NAME = "must be of letters, digits and _ . + -, and begin with a letter or a digit"
+
 # What is set in the experiment, and how the one line begins, after the file's name.
 WRONG = [
     ("dta={}", "unknown key `dta`. Did you mean `data`? Valid: name, data, teacher, student, schedule,"),
@@ -118,6 +122,13 @@ WRONG = [
         "`schedule.learning_rate`: input should be a valid number. Received: '1e-4' (str) "
         "(YAML reads 1e-4 as text; write 1.0e-4).",
     ),
+    (
+        "methods.sp.terms.0.weight=3.0e3",
+        f"{WEIGHT} number. Received: '3.0e3' (str) (YAML reads 3.0e3 as text; write 3.0e+3).",
+    ),
+    ("methods.sp.terms.0.weight='3.0e+3'", f"{WEIGHT} number. Received: '3.0e+3' (str)."),
+    ("schedule.epochs=1e2", f"{EPOCHS} integer. Received: '1e2' (str) (YAML reads 1e2 as text; write 100)."),
+    ("schedule.epochs=1e-2", f"{EPOCHS} integer. Received: '1e-2' (str)."),
     ("schedule.learning_rate=.inf", "`schedule.learning_rate`: input should be a finite number."),
     ("schedule.weight_decay=.nan", "`schedule.weight_decay`: input should be "),
     ("schedule.momentum=1", "`schedule.momentum`: input should be less than 1. Received: 1 (int)."),
@@ -155,13 +166,16 @@ WRONG = [
         "`teacher` `path` is a trained network, so it takes no `schedule`.",
     ),
     ("student={path: x.keras}", "`student` needs `model`: every run starts from a new student."),
-    ("methods.teacher=[]", "`methods` cannot have one named `teacher`, the teacher's own run."),
+    ("methods.teacher=sp", "`methods` cannot have one named `teacher`, the teacher's own run."),
     (
         "methods.student=[{loss: soft_targets}]",
         "the method `student` is the baseline, trained on the labels alone: `student: []`.",
     ),
     ("methods.student.student_loss_weight=2", "the method `student` is the baseline, trained on the labels alone:"),
-    ("methods.a/b=[]", "`methods.a/b`: string should match pattern"),
+    (
+        "methods.a/b=sp",
+        f"`methods.a/b`: {NAME}. Received: 'a/b' (str).",
+    ),
     ("methods.x=3", "`methods.x`: must be a mapping (key: value). Received: 3 (int)."),
     ("methods={}", "`methods`: dictionary should have at least 1 item"),
     ("methods.sp.terms.0=3", "`methods.sp.terms.0`: must be a mapping (key: value). Received: 3 (int)."),
@@ -172,7 +186,7 @@ WRONG = [
         "`methods.sp.terms.0.student` must be a layer's name or a list of names, received 3.",
     ),
     ("methods.float=[{loss: 3}]", "`methods.float.terms.0.loss`: input should be a valid string. Received: 3 (int)."),
-    ("name=a b", "`name`: string should match pattern"),
+    ("name=a b", f"`name`: {NAME}. Received: 'a b' (str)."),
 ]
 
 
@@ -189,6 +203,20 @@ def test_each_problem_has_its_line(load):
     lines = problems(load, COMPLETE, "data.batch_size=x", "data.size=3", "seeds=[]")
     assert len(lines) == 3
     assert all("tried.yaml: " in line for line in lines)
+
+
+@pytest.mark.parametrize("empty", ["", "[]", "{}", "{terms: []}", "{student_loss_weight: 0.5}"])
+def test_a_method_without_terms_is_the_student_under_another_name(load, empty):
+    (line,) = problems(load, COMPLETE, f"methods.sp={empty}")
+    assert "methods.sp: it must have terms, or be the name of a published method. Received: " in line
+    assert " Write `sp: sp` for the published one. Valid: student, kd, " in line
+    (line,) = problems(load, COMPLETE, f"methods.mine={empty}")
+    assert "Write `mine" not in line
+
+
+def test_a_single_name_is_no_list_of_methods(load):
+    (line,) = problems(load, COMPLETE, "methods=sp")
+    assert line.endswith("Received: 'sp' (str). Write `methods: [sp]`, or `--set methods=[sp]`.")
 
 
 @pytest.mark.parametrize("missing", ["data", "student", "methods"])

@@ -290,6 +290,8 @@ def test_multiply_adds_need_a_fixed_size():
             r"`mean` must be one number or one for each of the 3 channels. .*mean=\(1, 2\)",
         ),
         ({"mean": 1, "std": (1, 2, 3, 4)}, r"`std` must be one number or one for each of the 3 channels."),
+        ({"mean": [1, [2, 3]], "std": 1}, r"`mean` must be one number .*Received: mean=\[1, \[2, 3\]\]"),
+        ({"mean": True, "std": 1}, r"`mean` must be one number .*Received: mean=True"),
         ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
         ({"mean": 120, "std": 0}, r"`std` must be above 0, in 0..255 units. Received: std=0."),
         ({"mean": 120, "std": (60, -1, 60)}, r"`std` must be above 0.*Received: std=\(60, -1, 60\)."),

@@ -109,6 +109,37 @@ def test_imagenet_weights_are_those_of_keras(published, size):
         assert_allclose(taps(model, "preprocessing")(np.full((1, size, size, 3), 150.0))["preprocessing"], 1)
 
 
+@pytest.mark.parametrize("published", ["MobileNetV2"], indirect=True)
+@pytest.mark.parametrize(("width", "trained_at"), [(1.3, 224), (1.4, 224), (1.0, 96)])
+def test_above_width_1_there_are_weights_of_one_size_alone(published, width, trained_at):
+    _, calls = published
+    model = mobilenet_v2(width, image_shape=(96, 96, 3), weights="imagenet")
+    ((_, application),) = calls
+    assert application.input_shape[1:3] == (trained_at, trained_at)
+    assert_holds(model, application, head=False)
+
+
+@pytest.mark.parametrize(("alpha", "trained_at"), [(1.4, 224), (1.0, 96)])
+def test_a_network_of_keras_takes_the_weights_that_there_are(alpha, trained_at, monkeypatch):
+    real, downloaded = keras.applications.MobileNetV2, []
+
+    @functools.wraps(real)
+    def function(weights, **arguments):
+        model = real(weights=None, **arguments)
+        if weights == "imagenet":
+            downloaded.append(randomize(model))
+        return model
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", function)
+    model = keras_application("MobileNetV2", num_classes=4, image_shape=(96, 96, 3), weights="imagenet", alpha=alpha)
+    (source,) = downloaded
+    assert source.input_shape[1:3] == (trained_at, trained_at)
+    backbone = model.get_layer("backbone")
+    assert backbone.input_shape == (None, 96, 96, 3)
+    for weight, value in zip(backbone.weights, source.get_weights(), strict=True):
+        assert_array_equal(weight, value)
+
+
 @pytest.mark.parametrize("arguments", [{"num_classes": 47}, {"num_classes": 1000, "skip_head": True}])
 def test_other_classes_get_everything_but_the_logits(published, arguments):
     name, calls = published

@@ -54,7 +54,7 @@ def test_a_network_of_keras_applications_as_teacher(load, tmp_path):
 
 @pytest.mark.slow
 def test_a_network_that_turns_the_channels_round_as_student(load, tmp_path):
-    root, _ = run(load(PHOTOS, "student={model: keras_applications.VGG16}", "methods={sp: []}"), tmp_path)
+    root, _ = run(load(PHOTOS, "student={model: keras_applications.VGG16}", "methods={sp: sp}"), tmp_path)
     student = keras.saving.load_model(root / "sp-seed0" / "student.keras")
     assert student.output_shape == (None, 3)
 

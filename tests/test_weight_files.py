@@ -155,3 +155,5 @@ def test_weights_of_no_known_kind(weights):
 def test_a_head_to_skip_needs_weights():
     with pytest.raises(ValueError, match=r"`skip_head` says how .*Received: skip_head=True without weights"):
         SMALL["resnet"](skip_head=True)
+    with pytest.raises(ValueError, match=r"`skip_head` must be True or False\. Received: skip_head='no'"):
+        SMALL["resnet"](skip_head="no")

@@ -112,7 +112,10 @@ def compute(
 
 def _check(folder: Path, augmentation: Augmentation, views: int, store: str, sketch: int | None) -> None:
     if folder.exists():
-        raise ValueError(f"{folder} exists. Remove it, or name another folder.")
+        raise ValueError(
+            f"{folder} exists. TeacherCache(folder) opens the cache that is there. To compute another one, remove it "
+            "or name another folder."
+        )
     if store not in STORES:
         raise ValueError(f"`store` must be one of {', '.join(STORES)}. Received: {store!r}.")
     if type(views) is not int or not 1 <= views <= 16:

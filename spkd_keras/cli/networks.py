@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,8 @@ def models(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A family, for example mobilenet; `keras_applications.<Name>`; or a .keras file. Default: list all.",
+            help="A family, for example mobilenet; `keras_applications.<Name>`; a .keras file; or a run's folder. "
+            "Default: list all.",
             show_default=False,
         ),
     ] = None,
@@ -69,9 +71,9 @@ def _shape(text: str | None) -> list[int] | None:
 def _show(name: str, arguments: dict[str, Any], as_json: bool) -> None:
     from spkd_keras.training import build, describe
 
-    is_file = name.endswith(".keras")
-    network = validated(Network, {"path": name} if is_file else {"model": name, **arguments}, name)
-    if is_file and arguments:
+    file = _file(name)
+    network = validated(Network, {"path": str(file)} if file else {"model": name, **arguments}, name)
+    if file and arguments:
         raise ExperimentError(f"{name} is a file and takes no arguments. Received: {', '.join(arguments)}.")
     with build.telling("network"), keras_prints_to_stderr():
         facts = describe(build.construct(network, "network"))
@@ -94,6 +96,17 @@ def _show(name: str, arguments: dict[str, Any], as_json: bool) -> None:
     answers.print(table)
     if facts["default_tap"] is None:
         say("Losses on activations have no default here: name one of these in the term, for teacher and student.")
+
+
+def _file(name: str) -> Path | None:
+    """Returns the file that is meant, of a run's folder its student's; None for a family's name."""
+    from spkd_keras.models import BUILDERS
+
+    path = Path(name)
+    if name in BUILDERS or not (path.suffix == ".keras" or path.exists()):
+        return None
+    inside = path / "student.keras"
+    return inside if inside.is_file() else path
 
 
 def _product(shape: list[int]) -> str:

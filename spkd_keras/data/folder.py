@@ -86,7 +86,7 @@ def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[i
         raise ValueError(f"{folder} has classes that train has not: {', '.join(unknown)}.")
     files, labels = [], []
     for label, name in enumerate(class_names):
-        inside = _within(found[name]) if name in found else []
+        inside = within(found[name]) if name in found else []
         photos = [file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file()]
         others = [file.name for file in inside if file.suffix.lower() in NOT_READ]
         if others:
@@ -101,13 +101,14 @@ def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[i
     return files, labels
 
 
-def _within(folder: Path) -> list[Path]:
+def within(folder: Path, refuse: Callable[[OSError], None] | None = None) -> list[Path]:
     """Lists the files in and under a folder, through links; `rglob` passes over folders that it may not look into.
 
-    Hidden files and folders are other programs'.
+    Hidden files and folders are other programs'. `refuse` gets the error of one that may not be looked into; without it
+    that is an error.
     """
     found, seen = [], {os.path.realpath(folder)}
-    for root, inner, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    for root, inner, names in os.walk(folder, onerror=refuse or _refuse, followlinks=True):
         places = {name: os.path.realpath(Path(root) / name) for name in inner if not name.startswith(".")}
         inner[:] = [name for name, place in places.items() if place not in seen]  # else a link may go round for ever
         seen.update(places.values())

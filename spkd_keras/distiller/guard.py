@@ -17,6 +17,7 @@ ADVICE = (
     "Lower the learning rate or the weight of a term, and look for labels outside the classes and pixels that are "
     "not finite."
 )
+NO_BATCH = "The training data must have at least one batch. Received: none."
 
 
 class NotFiniteError(FloatingPointError):
@@ -235,10 +236,12 @@ class TrainingGuard(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at all that there was, and for means that are not finite where no step was guarded."""
+        if not logs:  # of arrays without an image; the count of images is then what was left of tracing a step
+            raise ValueError(NO_BATCH)
         self.check_sizes()
         self.look()
         names = (*self.model.term_weights, *(("student_loss",) if self.model.student_loss_weight else ()), "loss")
-        values = {name: float((logs or {}).get(name, 0.0)) for name in names}
+        values = {name: float(logs.get(name, 0.0)) for name in names}
         bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(f"The loss is not finite in epoch {epoch + 1}: {', '.join(bad)}. {ADVICE}")
@@ -247,7 +250,7 @@ class TrainingGuard(keras.callbacks.Callback):
         """Raises an error if there was no batch yet, or batches of one image where images are compared."""
         images_a_batch = self.model.images_a_batch()
         if images_a_batch == 0:
-            raise ValueError("The training data must have at least one batch. Received: none.")
+            raise ValueError(NO_BATCH)
         if self.relational_terms and images_a_batch <= 1:
             raise ValueError(
                 "Batches must have at least two images, since these terms compare the images of a batch: "

@@ -43,7 +43,8 @@ class Distiller(StudentKeeper):
     Args:
         teacher: a built model whose tapped layers are in functional or Sequential models; None if there are no terms.
             A `StandIn` for one that is not there: batches (x, y) then have `Cached(images, values)` as x.
-        student: the model to train; it may differ from the teacher in all but what the terms compare.
+        student: the model to train; it may differ from the teacher in all but what the terms compare. It is called, so
+            that a `train_step` or `compute_loss` of its own has no part in the training.
         terms: list of `Term`.
         student_loss_weight: weight of the compiled loss, at least 0, default 1. With 0 the images need no labels.
             `sample_weight` and `class_weight` weigh that loss alone; terms count every image.
@@ -57,7 +58,8 @@ class Distiller(StudentKeeper):
         student: the student.
         teacher: the teacher as it was given; None after loading, until `distiller.teacher = teacher`.
         terms: the terms, each with a name of its own.
-        term_weights: a variable for each term's name; assign to it at any time.
+        term_weights: a variable for each term's name; assign to it at any time. A term of weight 0 is still computed,
+            and stops the training if it is not finite.
         adapters: the layer put on the student's tap, for each term's name that has one.
         teacher_fingerprint: digest of the teacher; another teacher is refused.
         look_every: steps after which `fit` looks whether the loss and the gradient were finite, default 50. From the
@@ -169,8 +171,13 @@ class Distiller(StudentKeeper):
             **kwargs: as in Keras.
 
         Raises:
-            ValueError: if there is no loss and `student_loss_weight` is not 0.
+            ValueError: if there is no loss and `student_loss_weight` is not 0, or a subclass overrides `compute_loss`.
         """
+        if type(self).compute_loss is not keras.Model.compute_loss:
+            raise ValueError(
+                f"A Distiller does not call `compute_loss`. Received: {type(self).__name__}, which overrides it. Give "
+                "`compile` that loss, or write it as a keras.losses.Loss for a Term."
+            )
         if loss is None and self.student_loss_weight:
             raise ValueError(
                 "`compile` needs the student's loss on the labels, for example "
@@ -255,7 +262,10 @@ class Distiller(StudentKeeper):
             ValueError: if labels are outside the classes, or there is nothing to evaluate.
         """
         with self._clear_label_errors(), self.counting_apart():
-            return super().evaluate(self.shared_out(x), *args, **kwargs)
+            results = super().evaluate(self.shared_out(x), *args, **kwargs)
+        if isinstance(results, list | dict) and not results:
+            raise ValueError("The data to evaluate on must have at least one batch. Received: none.")
+        return results
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One optimizer step: one pass of each network, the teacher outside of the gradient tape.

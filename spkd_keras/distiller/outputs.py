@@ -108,8 +108,9 @@ def output_kind(model: keras.Model | StandIn, place: taps.Tap) -> Kind | None:
 def _way_out(model: keras.Model | StandIn, place: taps.Tap, role: str) -> str:
     layer = None if isinstance(model, StandIn) else taps.probability_layer(model, place)
     if layer is not None and getattr(layer, "weights", None):
+        name = next((path for path, other in taps.layer_paths(model) if other is layer), layer.name)
         return (
-            f"Set the `activation` of its layer '{layer.name}' to keras.activations.linear, which changes no weight, "
+            f"Set the `activation` of its layer '{name}' to keras.activations.linear, which changes no weight, "
             "before constructing the Distiller."
         )
     return f"Remove that activation, or name the layer before it: {role}=..."

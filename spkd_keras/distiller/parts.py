@@ -37,7 +37,12 @@ def loss_parts(distiller: Distiller, x: Any, y: Any) -> dict[str, LossPart]:
 
     Returns:
         `student_loss` and every term's name with its part.
+
+    Raises:
+        ValueError: if it is not compiled.
     """
+    if not distiller.compiled:
+        raise ValueError("`loss_parts` needs a compiled Distiller. Call distiller.compile(optimizer, loss) before it.")
     scale = float(distiller.optimizer.scale_loss(tf.ones(())))  # as in training, so that float16 does not underflow
     weights = {name: float(tf.convert_to_tensor(weight.value)) for name, weight in distiller.term_weights.items()}
     if distiller._distribute_strategy is not None:

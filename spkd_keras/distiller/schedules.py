@@ -44,7 +44,8 @@ class WeightSchedule:
 class TermWeightSchedule(keras.callbacks.Callback):
     """Sets the weights of a Distiller's terms at the beginning of each epoch: the term's own times a factor.
 
-    What it sets depends on the epoch alone, so that a resumed training goes on with the same weights.
+    What it sets depends on the epoch alone, so that a resumed training goes on with the same weights. At the end of the
+    training each of these terms has its own weight again.
 
     Args:
         schedules: by the names of terms.
@@ -79,3 +80,9 @@ class TermWeightSchedule(keras.callbacks.Callback):
         epochs = self.epochs or self.params["epochs"]
         for name, schedule in self.schedules.items():
             self.model.term_weights[name].assign(self.weights[name] * schedule.factor(epoch, epochs))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Gives the terms their own weights again, for what is trained or evaluated later without a schedule."""
+        del logs
+        for name in self.schedules:
+            self.model.term_weights[name].assign(self.weights[name])

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from spkd_keras import losses, models
 from spkd_keras.distiller import taps
-from spkd_keras.distiller.inputs import check_same_images, warn_of_preprocessor
-from spkd_keras.distiller.outputs import check_logits, check_outputs
+from spkd_keras.distiller.inputs import check_same_images, warn_of_augmentation, warn_of_preprocessor
+from spkd_keras.distiller.outputs import DIFFERENCES, check_logits, check_outputs
 from spkd_keras.distiller.stand_in import Absent, Cached, StandIn
 from spkd_keras.distiller.term import Term
 from spkd_keras.models.copying import settle
@@ -200,6 +200,8 @@ class Wiring:
 
     def _refusal(self, term: Term, teacher: Any, student: Any) -> Exception | None:
         """Returns why a loss refuses its taps, None if it does not."""
+        if type(term.loss) in DIFFERENCES and _sizes(teacher) != _sizes(student):
+            return ValueError(f"{type(term.loss).__name__} would repeat the values of one to fit the other.")
         targets = [teacher]
         if term.needs_labels:  # integers, or shares of classes: a loss may take one of them alone
             shares = keras.ops.zeros((2, taps.num_classes(self.student) or 1))
@@ -264,6 +266,15 @@ def _built_copy(adapter: keras.layers.Layer, student_shape: Any) -> keras.layers
     return models.synchronized(copy) if several and isinstance(copy, keras.Model) else copy
 
 
+def _sizes(values: Any) -> list[list[int]]:
+    """Returns the shapes of one tensor or several, without the ones at their ends, which Keras' losses leave out."""
+    shapes = [list(value.shape) for value in keras.tree.flatten(values)]
+    for shape in shapes:
+        while shape[-1] == 1:
+            shape.pop()
+    return shapes
+
+
 def _one_line(error: Exception) -> str:
     text = re.sub(r"\{\{function_node .*?\}\}|\[Op:\w+\]( name:)?", "", str(error))  # where TensorFlow was
     return " ".join(text.split())[:200]
@@ -305,6 +316,8 @@ def check_arguments(
     warn_of_preprocessor(student, "student")
     if teacher is student:
         raise ValueError("`teacher` and `student` must be two models: the student's weights change.")
+    if terms:
+        warn_of_augmentation(student)
     if terms and teacher is None and teacher_fingerprint is None:
         raise ValueError(f"`teacher` must be a model, since there are terms: {', '.join(terms)}.")
     number = isinstance(student_loss_weight, numbers.Real) and not isinstance(student_loss_weight, bool)

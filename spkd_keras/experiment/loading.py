@@ -155,4 +155,6 @@ def override(plain: dict[str, Any], assignment: str) -> None:
         if index == len(parts) - 1:
             place[at] = value
         else:
-            place = place[at] if isinstance(place, list) else place.setdefault(at, {})
+            if not isinstance(place, list) and place.get(at) is None:  # `cache: null` too is one without keys
+                place[at] = {}
+            place = place[at]

@@ -45,18 +45,31 @@ def expand_methods(plain: dict[str, Any]) -> None:
                 f"`methods` as a list must have names of published methods. Received: {shown(methods)}."
             )
         methods = {name: name for name in methods}
+    if isinstance(methods, str):
+        raise ExperimentError(
+            f"`methods` must be a list of names or a mapping. Received: {shown(methods)}. Write "
+            f"`methods: [{methods}]`, or `--set methods=[{methods}]`."
+        )
     if isinstance(methods, dict):
         plain["methods"] = {name: _in_full(name, method) for name, method in methods.items()}
 
 
 def _in_full(name: str, method: Any) -> Any:
-    if method is None and name != BASELINE:  # it would be the student alone under another name
+    if name != BASELINE and _is_empty(method):  # it would be the student alone under another name
+        published = f" Write `{name}: {name}` for the published one." if name in presets() else ""
         raise ExperimentError(
-            f"methods.{name}: it must have terms, or be the name of a published method. Received: nothing. Valid: "
-            f"{', '.join(presets())}."
+            f"methods.{name}: it must have terms, or be the name of a published method. Received: {shown(method)}."
+            f"{published} Valid: {', '.join(presets())}."
         )
     if isinstance(method, str):
         if method not in presets():
             raise ExperimentError(f"methods: {unknown('method', method, presets())}")
         method = presets()[method]
     return {"terms": method or []} if method is None or isinstance(method, list) else method
+
+
+def _is_empty(method: Any) -> bool:
+    """Whether a method is without terms. Other keys are checked later; one with all of its keys is a run's record."""
+    if isinstance(method, dict):
+        return set(method) < set(Method.model_fields) and not method.get("terms")
+    return method is None or method == []

@@ -45,11 +45,21 @@ def _problem(kind: type[BaseModel], problem: Any) -> str:
     expected = problem["msg"][0].lower() + problem["msg"][1:]
     if problem["type"] in ("model_type", "dict_type"):
         expected = "must be a mapping (key: value)"
-    hint = ""
-    if isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type"):
-        exponent = re.fullmatch(r"[+-]?\d+e[+-]?\d+", problem["input"], re.IGNORECASE)
-        hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if exponent else ""
+    if problem["type"] == "string_pattern_mismatch":  # the one pattern that there is, of names
+        expected = "must be of letters, digits and _ . + -, and begin with a letter or a digit"
+    numeric = problem["type"] in ("float_type", "int_type")
+    hint = number_hint(problem["input"], problem["type"] == "int_type") if numeric else ""
     return f"`{where}`: {expected}. Received: {shown(problem['input'])}{hint}."
+
+
+def number_hint(value: Any, whole: bool) -> str:
+    """Returns how to write what looks like a number and is text for YAML: 1e-4, and 1.0e3 too; else nothing."""
+    found = re.fullmatch(r"([+-]?\d+)(?:\.(\d*))?e([+-]?)(\d+)", str(value), re.IGNORECASE)
+    if found is None or not isinstance(value, str) or (whole and not float(value).is_integer()):
+        return ""
+    digits, places, sign, exponent = found.groups()
+    written = f"{float(value):.0f}" if whole else f"{digits}.{places or 0}e{sign or '+'}{exponent}"
+    return "" if written == value else f" (YAML reads {value} as text; write {written})"
 
 
 def _model_at(annotation: Any, place: Sequence[Any]) -> type[BaseModel] | None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from spkd_keras.experiment.presets import presets
-from spkd_keras.experiment.problems import ExperimentError, shown, unknown
+from spkd_keras.experiment.problems import ExperimentError, number_hint, shown, unknown
 
 KINDS = ("choice", "float", "int")
 OPTIONS = {"choice": ("default",), "float": ("log", "step", "default"), "int": ("log", "step", "default")}
@@ -179,7 +179,7 @@ def _range(path: Path, name: str, kind: str, space: Mapping[str, Any], published
     words = "integers" if kind == "int" else "numbers"
     ends = space[kind]
     if not isinstance(ends, list) or len(ends) != 2 or not all(_is(end, number) for end in ends):
-        hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if any(isinstance(end, str) for end in _listed(ends)) else ""
+        hint = next(filter(None, (number_hint(end, kind == "int") for end in _listed(ends))), "")
         raise ExperimentError(f"`{name}`: `{kind}` must be two {words}, [low, high]. Received: {shown(ends)}{hint}.")
     low, high = ends if kind == "int" else map(float, ends)
     if not low < high:

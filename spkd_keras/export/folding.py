@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from spkd_keras.distiller import Distiller
 from spkd_keras.models.copying import in_policy, settle
 from spkd_keras.models.graph import (
     first_argument,
@@ -57,9 +58,10 @@ def inference_network(model: keras.Model) -> keras.Model:
         ValueError: if the network's layers cannot be reached or copied.
     """
     if not is_graph(model):
+        advice = "Give its `student`" if isinstance(model, Distiller) else "Wrap it in a functional model"
         raise ValueError(
             f"An export needs a functional or built Sequential model. Received: {type(model).__name__} "
-            f"'{model.name}'. Wrap it in a functional model."
+            f"'{model.name}'. {advice}."
         )
     folds = {id(source): normalization for source, normalization in sole_readers(model) if _fits(source, normalization)}
     gone = {id(normalization) for normalization in folds.values()}

@@ -9,11 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from spkd_keras.data.augmentation import decode
-from spkd_keras.data.folder import SUFFIXES
+from spkd_keras.data.folder import NOT_READ, SUFFIXES, within
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.export.serving import DECODED_CHANNELS, read_picture
 
 KINDS = {1: "grey", 2: "grey with transparency", 3: "colour", 4: "colour with transparency"}
+NO_PICTURE = "is not a JPEG, PNG, GIF or BMP that can be read"
 
 
 class UnreadablePicture(ValueError):  # noqa: N818  (it says what is the matter with a file)
@@ -49,11 +50,11 @@ def _files(pattern: str) -> tuple[list[Path], dict[str, str]]:
     path = Path(pattern)
     if path.is_dir():
         refused: list[OSError] = []  # what `rglob` would pass over
-        inside = [Path(root) / name for root, _, names in os.walk(path, onerror=refused.append) for name in names]
-        files = sorted(file for file in inside if file.suffix.lower() in SUFFIXES)
-        if files or refused:
-            return files, {error.filename: f"cannot be read: {error.strerror}" for error in refused}
-        return [], {pattern: f"has no pictures ({', '.join(SUFFIXES)})"}
+        inside = within(path, refused.append)
+        files = [file for file in inside if file.suffix.lower() in SUFFIXES]
+        wrong = {error.filename: f"cannot be read: {error.strerror}" for error in refused}
+        wrong |= {str(file): NO_PICTURE for file in inside if file.suffix.lower() in NOT_READ}
+        return files, wrong if files or wrong else {pattern: f"has no pictures ({', '.join(SUFFIXES)})"}
     if path.exists():
         return [path], {}
     fitting = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
@@ -88,7 +89,7 @@ def read_file(path: Path, image_shape: tuple[int, int, int], resize: str | None)
     except OSError as error:
         raise UnreadablePicture(f"cannot be read: {error.strerror}") from error
     except tf.errors.OpError as error:
-        raise UnreadablePicture("is not a JPEG, PNG, GIF or BMP that can be read") from error
+        raise UnreadablePicture(NO_PICTURE) from error
     if channels not in DECODED_CHANNELS:
         raise ExperimentError(f"Pictures have 1 or 3 channels. Received: a network for {channels}.")
     if shape[2] > channels and channels == 1:

@@ -37,6 +37,11 @@ class FinishedRun:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        if self.folder.is_file() and self.folder.suffix == ".keras":
+            raise ExperimentError(
+                f"{self.folder} is a network's file and not a run's folder. For a network of your own, in Python: "
+                "spkd_keras.export.export_student(model, 'student.onnx', 'onnx', images=...)."
+            )
         if not (self.folder / "experiment.yaml").is_file():
             raise ExperimentError(
                 f"{self.folder} is not a run's folder (it has no experiment.yaml). "

@@ -83,12 +83,25 @@ def keras_application(
     image = keras.Input(shape, name="image")
     x = _preprocessing(image, function)
     top = {"classifier_activation": None} if with_top else {}
-    backbone = fused(from_keras(name, input_shape=shape, include_top=with_top, **top, **arguments))
+    backbone = fused(_backbone(name, shape, include_top=with_top, **top, **arguments))
     backbone.name = "backbone"  # given as an argument, it is a KeyError in EfficientNetV2 (Keras 3.12 to 3.15)
     x = backbone(x)
     if with_top:
         return keras.Model(image, layers.Activation("linear", dtype="float32", name="logits")(x), name=name)
     return blocks.classifier(image, x, num_classes, name)
+
+
+def _backbone(name: str, shape: tuple[int, int, int], **arguments: Any) -> keras.Model:
+    """Returns Keras' network for the images, with weights that there are.
+
+    Keras (3.15) asks for those of the images' size, which MobileNetV2 above width 1 has at 224x224 alone.
+    """
+    published = arguments["weights"] == "imagenet" and name == "MobileNetV2" and arguments.get("alpha") in (1.3, 1.4)
+    if not published or shape[:2] == (224, 224):
+        return from_keras(name, input_shape=shape, **arguments)
+    backbone = from_keras(name, input_shape=shape, **{**arguments, "weights": None})
+    backbone.set_weights(from_keras(name, input_shape=(224, 224, 3), **arguments).get_weights())
+    return backbone
 
 
 def _preprocessing(image: Any, function: Callable[..., keras.Model]) -> Any:

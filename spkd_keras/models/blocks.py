@@ -100,8 +100,11 @@ def image_input(image_shape: tuple[int, int, int], mean: PixelStatistics, std: P
         mean, std = 127.5, 127.5
     per_channel = {}
     for name, given in (("mean", mean), ("std", std)):
-        values = np.asarray(given).flatten().tolist()
-        numeric = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        try:
+            values = np.asarray(given).flatten().tolist()
+        except ValueError:  # of lists of several lengths
+            values = []
+        numeric = all(type(value) in (int, float) and math.isfinite(value) for value in values)
         if not numeric or len(values) not in (1, image_shape[-1]):
             raise ValueError(
                 f"`{name}` must be one number or one for each of the {image_shape[-1]} channels. "

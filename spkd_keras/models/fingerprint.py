@@ -56,7 +56,10 @@ def fingerprint(model: keras.Model) -> str:
         digest.update(f"{tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(np.ascontiguousarray(weight).tobytes())
     for operation in _inner_operations(model):
-        config = operation.get_config()
+        try:
+            config = operation.get_config()
+        except NotImplementedError:  # a layer of the user's own that is never saved
+            config = {}
         names = SETTINGS if isinstance(operation, keras.layers.Layer) else set(config) - {"name", "dtype"}
         chosen = {name: config[name] for name in names if name in config}
         chosen |= {name: config[name] for name in SWITCHES if config.get(name)}

@@ -78,13 +78,7 @@ def mobilenet_v2(
     shape = blocks.check_arguments(width, num_classes, image_shape, total_stride=32)
     if head not in ("scaled", "fixed"):
         raise ValueError(f'`head` must be "scaled" or "fixed". Received: head={head!r}.')
-    if (
-        isinstance(weights, str)
-        and weights == "imagenet"
-        and width in IMAGENET.alphas
-        and width < 1
-        and head == "scaled"
-    ):
+    if weights == "imagenet" and head == "scaled" and width < 1 and width in IMAGENET.alphas:
         raise ValueError(
             f'The ImageNet weights below width 1 have 1280 channels in the head: give head="fixed". Received: '
             f"width={width}, head={head!r}."
@@ -98,7 +92,7 @@ def mobilenet_v2(
     x = layers.ReLU(6.0, name="stem_relu")(x)
     for (expansion, channels), place in blocks.in_stages(STAGES):
         x = _inverted_residual(x, expansion, scale(channels), place, normalize)
-    channels = scale(HEAD_CHANNELS) if head == "scaled" else max(HEAD_CHANNELS, scale(HEAD_CHANNELS))
+    channels = max(scale(HEAD_CHANNELS), HEAD_CHANNELS if head == "fixed" else 0)
     x = blocks.convolution(x, channels, 1, name="head_conv")
     x = normalize(x, name="head_bn")
     x = layers.ReLU(6.0, name="head")(x)

@@ -21,7 +21,8 @@ class ImageNet(NamedTuple):
     Attributes:
         application: name of the network in `keras.applications`.
         alphas: widths at which there are weights.
-        sizes: sides of the square images on which they were trained; the largest is taken for all other images.
+        sizes: sides of the square images on which they were trained; the largest is taken for all other images, and at
+            widths above 1, where there is no other.
     """
 
     application: str
@@ -49,6 +50,8 @@ def load(
         ValueError: if the weights are not of this network.
         OSError: if the ImageNet weights are neither in Keras' cache nor to be downloaded.
     """
+    if not isinstance(skip_head, bool):
+        raise ValueError(f"`skip_head` must be True or False. Received: skip_head={skip_head!r}.")
     if weights is None:
         if skip_head:
             raise ValueError("`skip_head` says how `weights` are loaded. Received: skip_head=True without weights.")
@@ -72,7 +75,8 @@ def _load_imagenet(model: keras.Model, skip_head: bool, imagenet: ImageNet | Non
     height, wide, channels = model.input_shape[1:]
     if channels != 3:
         raise ValueError(f"The ImageNet weights are for images of 3 channels. Received: {channels}.")
-    size = height if height == wide and height in imagenet.sizes else max(imagenet.sizes)
+    has_own = height == wide and height in imagenet.sizes and width <= 1
+    size = height if has_own else max(imagenet.sizes)
     classes = model.get_layer(LOGITS).units
     with_head = classes == 1000 and not skip_head
     source = from_keras(

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -217,18 +218,43 @@ def check(experiment: Experiment, splits: data.Splits) -> None:
 
 
 def _load(path: Path, role: str) -> keras.Model:
-    if not path.is_file():
+    if path.is_dir():
+        raise ExperimentError(
+            f"{role}.path: {path} is a folder. Give a .keras file, for example a run's student.keras."
+        )
+    if not path.exists():
         raise ExperimentError(f"{role}.path: the file does not exist: {path}. A path is relative to where spkd runs.")
     if not zipfile.is_zipfile(path):
-        raise ExperimentError(f"{role}.path: {path} is not a .keras file. Save the network with network.save(...).")
+        raise ExperimentError(f"{role}.path: {path} is not a .keras file. {_how_to_save(path)}")
     try:
         network = keras.saving.load_model(path, compile=False)
     except Exception as error:  # whatever a file that is no network, or not a safe one, makes Keras raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExperimentError(f"{role}.path: {path} cannot be loaded as a Keras network: {reason}") from error
+        raise ExperimentError(f"{role}.path: {path} cannot be loaded as a Keras network: {_reason(error)}") from error
     if isinstance(network, Distiller):
         network = network.student
     return _fused(network)
+
+
+def _how_to_save(path: Path) -> str:
+    if path.suffix in (".h5", ".hdf5"):  # as Keras 2 wrote them
+        return f"Convert it: keras.saving.load_model({path.name!r}).save({path.with_suffix('.keras').name!r})."
+    return "Save the network with network.save('network.keras')."
+
+
+def _reason(error: Exception) -> str:
+    """Returns why a file cannot be loaded. What Keras (3.15) says first is not what it is, where code is missing."""
+    text = str(error).strip()
+    if own := re.search(r"Could not locate (class|function) '(\w+)'", text):
+        return (
+            f"its {own[1]} '{own[2]}' is of your own code. Mark it by keras.saving.register_keras_serializable, "
+            "import it and call spkd_keras.training.run_experiment in Python; or build the network of Keras' layers."
+        )
+    if "deserialization of a `Lambda` layer" in text:
+        return (
+            "it has a Lambda layer, which is code that a file may not bring. Put a layer of Keras there, or call "
+            "keras.config.enable_unsafe_deserialization() and spkd_keras.training.run_experiment in Python."
+        )
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _fused(network: keras.Model) -> keras.Model:
