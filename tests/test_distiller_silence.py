@@ -19,8 +19,9 @@ MSE = keras.losses.MeanSquaredError
 @pytest.mark.filterwarnings("ignore:.*input ran out of data")
 def test_arrays_without_an_image_are_refused(terms: list[Term]) -> None:
     model, (x, y) = distiller(small_network(8), small_network(), terms), images(8)
-    with pytest.raises(ValueError, match=r"training data must have at least one batch\. Received: none"):
-        model.fit(x[:0], y[:0], verbose=0)
+    for arguments in ({}, {"validation_data": (x, y)}):
+        with pytest.raises(ValueError, match=r"training data must have at least one batch\. Received: none"):
+            model.fit(x[:0], y[:0], verbose=0, **arguments)
     for arguments in ({}, {"return_dict": True}):
         with pytest.raises(ValueError, match=r"evaluate on must have at least one batch\. Received: none"):
             model.evaluate(x[:0], y[:0], verbose=0, **arguments)

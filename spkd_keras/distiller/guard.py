@@ -236,7 +236,8 @@ class TrainingGuard(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at all that there was, and for means that are not finite where no step was guarded."""
-        if not logs:  # of arrays without an image; the count of images is then what was left of tracing a step
+        logs = logs or {}
+        if "loss" not in logs:  # of arrays without an image; the count of images is then what tracing a step left
             raise ValueError(NO_BATCH)
         self.check_sizes()
         self.look()
