@@ -191,11 +191,11 @@ def _matters_to_building(dimension: Dimension) -> bool:
 
 
 def _declare(hp: keras_tuner.HyperParameters, dimension: Dimension) -> None:
-    default = dimension.option(dimension.default)
-    if dimension.kind == "choice":
-        hp.Choice(dimension.name, list(dimension.options), default=default)
+    # KerasTuner 1.4.8 makes floats of the steps of integers by a factor, and misses the last of some steps of floats.
+    if dimension.kind == "choice" or dimension.step is not None:
+        hp.Choice(dimension.name, list(dimension.options), default=dimension.option(dimension.default))
         return
     low, high = dimension.values
     sampling = "log" if dimension.log else "linear"
     declare = hp.Int if dimension.kind == "int" else hp.Float
-    declare(dimension.name, low, high, step=dimension.step, sampling=sampling, default=default)
+    declare(dimension.name, low, high, sampling=sampling, default=dimension.default)
