@@ -18,6 +18,7 @@ methods:
 seeds: [0, 1]
 """
 WEIGHT = "methods.sp.terms.0.weight"
+RANGE = "{float: [1, 2]}"
 GAMMA = f"{WEIGHT}={{float: [1, 10000], log: true}}"
 
 
@@ -196,6 +197,31 @@ def test_what_is_refused(file, override, said):
     with pytest.raises(ExperimentError, match=said) as caught:
         load_search(file, [override], methods)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            f"methods.sp={{terms: [similarity_preserving, {{loss: soft_targets, weight: {RANGE}}}]}}",
+            "methods.sp.terms.0",
+        ),
+        (f"methods.sp={{terms: {{a: {{weight: {RANGE}}}}}}}", "methods.sp.terms"),
+    ],
+)
+def test_terms_that_are_none(file, override, said):
+    with pytest.raises(ExperimentError, match=said) as caught:
+        load_search(file, [override], ["sp"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_a_choice(file):
+    file.write_text("choice: [1, 2]", encoding="utf-8")
+    for load in (load_search, load_experiment):
+        with pytest.raises(ExperimentError, match=r"unknown key `choice`"):
+            load(file)
+    with pytest.raises(ExperimentError, match="the student does not vary"):
+        load_students(file)
 
 
 def test_what_a_search_needs(file):

@@ -127,8 +127,8 @@ def is_space(value: Any) -> bool:
 
 
 def spaces(plain: Any, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Yields what varies in plain data, with its path."""
-    if is_space(plain):
+    """Yields what varies in plain data, with its path; all of a file is not a thing that varies."""
+    if path and is_space(plain):
         yield path, plain
     elif isinstance(plain, Mapping):
         for key, value in plain.items():
@@ -242,7 +242,13 @@ def _listed(value: Any) -> list[Any]:
 
 
 def published_weight(method: str, terms: list[Mapping[str, Any]], index: int) -> float | None:
-    """Returns the weight that a term was published with: by the method's name, else by its losses."""
+    """Returns the weight that a term was published with, by the method's name, else by its losses; None if by neither.
+
+    Args:
+        method: its name.
+        terms: all of them.
+        index: of the term.
+    """
     known = {name: _terms(content) for name, content in presets().items()}
     losses = [term.get("loss") for term in terms]
     same = [found for name, found in known.items() if [term["loss"] for term in found] == losses]
