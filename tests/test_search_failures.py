@@ -5,11 +5,13 @@ import shutil
 import keras
 import pytest
 import tensorflow as tf
+from tiny_experiment import Listener
 from tiny_search import GAMMA, WEIGHT, outcomes, tiny_search
 
 from spkd_keras import models
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.ports import free_ports
+from spkd_keras.search import DistillationHyperModel
 from spkd_keras.search import search as searches
 from spkd_keras.search.distributed import variables
 from spkd_keras.search.tuner import MOST_DEATHS, OUTCOME, DistillationTuner
@@ -155,6 +157,21 @@ def test_a_grid_is_of_each_step_and_the_given_point_once(tmp_path, monkeypatch, 
     assert [tuple(trial.values.values()) for trial in result.trials] == [(value,) for value in values]
     assert {trial.status for trial in result.trials} == {"COMPLETED"}
     assert result.exhausted == f"There are no more points than those of these {len(values)}."
+
+
+def test_a_point_that_cannot_be_fails_with_its_reason(tmp_path, monkeypatch):
+    """Within a range of which the schema allows both ends; a worker's chief knows of it by the file alone."""
+
+    def refused(self, hp):
+        raise ExperimentError("It cannot be.")
+
+    monkeypatch.setattr(DistillationHyperModel, "point", refused)
+    listener = Listener()
+    search = tiny_search(tmp_path, GAMMA, trials=1, observer=listener)
+    (trial,) = search.run().trials
+    assert (trial.status, trial.reason) == ("FAILED", "ExperimentError: It cannot be.")
+    assert outcomes(search) == {"trial_0": {"failed": trial.reason}}
+    assert listener.of("failed") == ["trial 0"]
 
 
 def test_another_teacher_is_refused(tmp_path, monkeypatch):
