@@ -19,7 +19,7 @@ class StorageError(ClearError, OSError):
 
 
 class BusyError(ExperimentError):
-    """Another process is at a folder. The next one may be free."""
+    """Another process is at a folder or a file. The next one may be free."""
 
 
 @contextmanager
@@ -27,22 +27,39 @@ def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a folder, which is made if need be; the lock dies with this process.
 
     Raises:
+        ExperimentError: if the folder cannot be written to.
         BusyError: if another process is at it.
     """
     check_writable(folder)
-    try:
-        # TimeoutError is an OSError, which the body may raise too: it is told apart by where it arises.
-        lock = filelock.FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise BusyError(
-            f"{folder} is being run by another process. Wait for it, or stop it and give the same command again."
-        ) from None
+    busy = f"{folder} is being run by another process. Wait for it, or stop it and give the same command again."
+    with alone(folder / ".lock", 0, busy):
+        yield
+
+
+@contextmanager
+def alone(file: Path, seconds: float, refusal: str) -> Iterator[None]:
+    """Keeps other processes, and other threads, from what a file stands for; the lock dies with this process.
+
+    Args:
+        file: of the lock; it is there for as long as the body takes.
+        seconds: to wait for it.
+        refusal: what to say if it is not free by then.
+
+    Raises:
+        BusyError: if it is not.
+        StorageError: if the file cannot be written.
+    """
+    lock = filelock.FileLock(file)
+    with storing(file):
+        try:
+            lock.acquire(timeout=seconds)
+        except filelock.Timeout:  # an OSError
+            raise BusyError(refusal) from None
     try:
         yield
     finally:
         with suppress(OSError):  # the folder may no longer be writable, which what ended the body tells
-            (folder / ".lock").unlink()
+            file.unlink()
         lock.release()
 
 

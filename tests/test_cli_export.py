@@ -13,7 +13,7 @@ from networks import small_network
 from pictures import photo_folder
 from test_cli import call, words
 
-from spkd_keras import data, models
+from spkd_keras import data, models, storage
 from spkd_keras.export import card as cards
 from spkd_keras.export import export_student, latency, load_runner, placing, student
 from spkd_keras.export.folding import inference_network
@@ -199,10 +199,38 @@ def test_a_card_of_another_student_begins_anew(run, card, tmp_path):
     assert ([export["file"] for export in answer["exports"]], answer["licence"]) == (["student.tflite"], "unspecified")
 
 
+def test_a_card_of_an_earlier_version_is_in_no_export_s_way(run, card, tmp_path):
+    """What it lacks of one export is not known of that one alone."""
+    shutil.copytree(run / "export", tmp_path / "out")
+    file = tmp_path / "out" / "model_card.json"
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    for export in earlier["exports"]:
+        if export["file"] == "student.onnx":
+            del export["check"]["probability_difference"]
+    file.write_text(json.dumps(earlier), encoding="utf-8")
+    result = call("export", run, "--format", "litert", "--check", "20", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    kept = json.loads(file.read_text(encoding="utf-8"))["exports"]
+    others = [export for export in earlier["exports"] if export["file"] not in ("student.onnx", "student.tflite")]
+    assert kept[:-1] == others
+    assert (kept[-1]["file"], kept[-1]["check"]["images"]) == ("student.tflite", 20)
+    assert f"Written to {tmp_path / 'out'}: student.tflite, model_card.md, .json" in words(result.stdout)
+
+
+def test_a_student_leaves_with_the_classes_that_it_was_trained_on(run, tmp_path):
+    copied = tmp_path / "tiny" / run.name
+    shutil.copytree(run, copied, ignore=shutil.ignore_patterns("export"))
+    (copied / "environment.json").write_text(json.dumps({"data_digest": "0" * 32}), encoding="utf-8")
+    result = call("export", copied, "--format", "litert")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{copied} was trained on other images than the data have now (digest {'0' * 32})" in words(result.stderr)
+    assert not list((copied / "export").iterdir())
+
+
 def test_exports_take_turns_at_a_card(run, card, monkeypatch):
     monkeypatch.setattr(cards, "SECONDS", 0.1)
     folder = run / "export"
-    with placing.alone(folder / cards.JSON, 0, "busy"):
+    with storage.alone(placing.lock_of(folder / cards.JSON), 0, "busy"):
         for write in (lambda: cards.forget(folder, "student.onnx"), lambda: cards.write_card(folder, {}, None, {}, 0)):
             with pytest.raises(ValueError, match=r"The model card in .* is being written by another process"):
                 write()

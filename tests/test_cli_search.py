@@ -188,17 +188,18 @@ def test_few_trials_are_a_hint(tmp_path, monkeypatch):
     titles = []
     monkeypatch.setattr(plots, "importances", lambda values, title, path: titles.append(title) or [])
     for trials in (some_trials(), some_trials() * 2):
-        draw(trials, SPACE, tmp_path)
+        draw(trials, SPACE, {}, tmp_path)
     assert titles == ["from 10 trials: few, so this is a hint", "from 20 trials"]
 
 
 def test_figures_of_a_search(tmp_path):
     without = trial(8, 1.0, None, 0.1)  # of a method without that weight
-    written = draw([*some_trials(), without, FAILED], SPACE, tmp_path)
+    trials = [*some_trials(), without, FAILED]
+    written = draw(trials, SPACE, importance(trials, SPACE), tmp_path)
     stems = ["trials-parallel", "importance"]
     assert [path.name for path in written] == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
     assert all(path.stat().st_size > 1000 for path in written)
-    assert draw([FAILED], SPACE, tmp_path) == []
+    assert draw([FAILED], SPACE, None, tmp_path) == []
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,18 +230,28 @@ def test_a_student_that_cannot_be_is_named_before_any_is_trained(two_students, t
     assert not list((tmp_path / "runs").rglob("student.keras"))
 
 
+def test_a_format_whose_packages_are_missing_is_told_before_any_training(two_students, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(ExperimentError, match=r"tf2onnx is not installed.*pip install '.\[export\]'"):
+        students.train_students(*two_students, tmp_path / "runs", format="onnx")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_runs_and_exports_that_fail_are_told_and_the_rest_is_measured(two_students, tmp_path, monkeypatch):
     def fails(experiment, out, observer, jobs):
         assert experiment.teacher.path == str(tmp_path / "teacher.keras")
         raise RunsFailedError(Path(out), {"sp-seed0": "NaN"})
 
     monkeypatch.setattr(students, "run_experiment", fails)
-    monkeypatch.setattr(students, "FinishedRun", lambda run: SimpleNamespace(summary={}, folder=run))
+    checked = []
+    finished = SimpleNamespace(summary={}, check_data=checked.append)
+    monkeypatch.setattr(students, "FinishedRun", lambda run: finished)
     student = two_students[1][0]
     failures = students._run(student, tmp_path, tmp_path, Observer(), 1)
     assert failures == {"depth-10 sp-seed0": "NaN"}
-    rest = [student], tmp_path, lambda run: {"bytes": 1}, Observer(), Interruption(), failures
+    rest = [student], tmp_path, lambda run: {"bytes": 1}, Observer(), Interruption(), failures, "digest of now"
     assert students._measure_all(*rest) == {("depth-10", "student", 0): ({}, {"bytes": 1})}
+    assert checked == ["digest of now"], "of the one that did not fail"
 
     def broken(error):
         def measure(run):

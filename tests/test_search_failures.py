@@ -5,11 +5,13 @@ import shutil
 import keras
 import pytest
 import tensorflow as tf
-from tiny_search import GAMMA, outcomes, tiny_search
+from tiny_experiment import Listener
+from tiny_search import GAMMA, WEIGHT, outcomes, tiny_search
 
 from spkd_keras import models
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.ports import free_ports
+from spkd_keras.search import DistillationHyperModel
 from spkd_keras.search import search as searches
 from spkd_keras.search.distributed import variables
 from spkd_keras.search.tuner import MOST_DEATHS, OUTCOME, DistillationTuner
@@ -117,8 +119,10 @@ def test_the_given_point_is_trial_0_of_ten_too(tmp_path, monkeypatch):
         raise ValueError("It need not train.")
 
     monkeypatch.setattr(DistillationTuner, "_train", train)
-    result = tiny_search(tmp_path, GAMMA, trials=10).run()
+    search = tiny_search(tmp_path, GAMMA, trials=10)
+    result = search.run()
     assert [trial.name for trial in result.trials] == [f"trial {n}" for n in range(10)]
+    assert result.trials[0].values == search.space.first()
 
 
 def test_the_least_loss_is_the_best(tmp_path, monkeypatch):
@@ -136,6 +140,38 @@ def test_the_last_step_of_a_range_is_tried_and_not_its_end(tmp_path, monkeypatch
     assert len(search.run().trials) == 1
     (depth,) = search.space.dimensions
     assert depth.ends() == (10, 16)
+
+
+@pytest.mark.parametrize(
+    ("space", "values"),
+    [
+        ("data.batch_size={int: [4, 16], log: true, step: 2, default: 8}", [8, 4, 16]),
+        (f"{WEIGHT}={{float: [0, 0.9], step: 0.3, default: 0.5}}", [0.5, 0.0, 0.3, 0.6, 0.9]),
+    ],
+)
+def test_a_grid_is_of_each_step_and_the_given_point_once(tmp_path, monkeypatch, space, values):
+    monkeypatch.setattr(
+        DistillationTuner, "_train", lambda self, trial, name, run: write_json(run.path / OUTCOME, DONE)
+    )
+    result = tiny_search(tmp_path, space, trials=9, tuner="grid").run()
+    assert [tuple(trial.values.values()) for trial in result.trials] == [(value,) for value in values]
+    assert {trial.status for trial in result.trials} == {"COMPLETED"}
+    assert result.exhausted == f"There are no more points than those of these {len(values)}."
+
+
+def test_a_point_that_cannot_be_fails_with_its_reason(tmp_path, monkeypatch):
+    """Within a range of which the schema allows both ends; a worker's chief knows of it by the file alone."""
+
+    def refused(self, hp):
+        raise ExperimentError("It cannot be.")
+
+    monkeypatch.setattr(DistillationHyperModel, "point", refused)
+    listener = Listener()
+    search = tiny_search(tmp_path, GAMMA, trials=1, observer=listener)
+    (trial,) = search.run().trials
+    assert (trial.status, trial.reason) == ("FAILED", "ExperimentError: It cannot be.")
+    assert outcomes(search) == {"trial_0": {"failed": trial.reason}}
+    assert listener.of("failed") == ["trial 0"]
 
 
 def test_another_teacher_is_refused(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_what_varies_is_declared_as_it_stands_in_the_file(tmp_path):
     hypermodel = DistillationHyperModel(*tiny_space(tmp_path, weight, depth, methods=("kd", "sp")), tmp_path / "runs")
     hp = point(hypermodel)
     declared = {one.name: one for one in hp.space}
-    assert (declared[WEIGHT].sampling, declared["student.depth"].step) == ("log", 6)
+    assert (declared[WEIGHT].sampling, declared["student.depth"].values) == ("log", [10, 16, 22])
     assert not hp.is_active(declared[WEIGHT])  # kd is the first
     other = hypermodel.point(point(hypermodel, methods="sp", **{WEIGHT: 7.0}))
     assert (list(other.methods), other.methods["sp"].terms[0].weight) == (["sp"], 7.0)

@@ -18,6 +18,7 @@ methods:
 seeds: [0, 1]
 """
 WEIGHT = "methods.sp.terms.0.weight"
+RANGE = "{float: [1, 2]}"
 GAMMA = f"{WEIGHT}={{float: [1, 10000], log: true}}"
 
 
@@ -51,6 +52,8 @@ def test_the_published_weight_comes_first(file):
         ("{float: [1, 100]}", 50.5),
         ("{float: [1, 10000], default: 20}", 20.0),
         ("{float: [1, 100], log: true, step: 10}", 10.0),
+        ("{float: [0, 1], step: 0.1, default: 0.30000000000000004}", 0.3),  # which is a step
+        ("{float: [0, 1], step: 0.1, default: 0.35}", 0.35),  # which is none
         ("{choice: [5.0, 3000.0]}", 5.0),
         ("{choice: [5.0, 3000.0], default: 3000.0}", 3000.0),
     ],
@@ -110,6 +113,10 @@ def test_values_that_are_no_plain_ones_have_labels(file):
         ("{int: [1, 3]}", [1, 2, 3]),
         ("{int: [1, 10], log: true, step: 3}", [1, 3, 9]),
         ("{float: [0.5, 1.0], step: 0.25}", [0.5, 0.75, 1.0]),
+        ("{float: [0.1, 0.7], step: 0.2}", [0.1, 0.3, 0.5, 0.7]),
+        ("{float: [1, 100], log: true, step: 3.1622776601683795}", [1.0, 3.16227766017, 10.0, 31.6227766017, 100.0]),
+        ("{float: [0.5, 1.0], step: 0.25, default: 0.6}", [0.5, 0.6, 0.75, 1.0]),
+        ("{float: [0.5, 1.0], step: 2}", [0.5]),
     ],
 )
 def test_students_take_every_value(file, space, values):
@@ -167,6 +174,8 @@ def test_places():
         (f"{WEIGHT}={{float: [0, 10], log: true}}", r"a range with `log` must begin above 0. Received: \[0, 10\]"),
         (f"{WEIGHT}={{float: [1, 10], log: 1}}", r"`log` must be true or false"),
         (f"{WEIGHT}={{float: [1, 10], log: true, step: 1}}", r"`step` must be one of the numbers above 1"),
+        (f"{WEIGHT}={{float: [0, 1], step: 1.0e-6}}", r"at most 10,000 steps. Received: 1,000,001. Give a larger"),
+        (f"{WEIGHT}={{float: [0, 1], step: 1.0e-320}}", r"at most 10,000 steps"),
         (f"{WEIGHT}={{float: [1, 10], step: 0}}", r"`step` must be one of the numbers above 0"),
         (f"{WEIGHT}={{float: [1, 10], default: 11}}", r"`default` must be one of the numbers in \[1, 10\]"),
         (f"{WEIGHT}={{float: [1, 10], lg: true}}", r"unknown key `lg` in `methods.sp.*Did you mean `log`\?"),
@@ -190,6 +199,31 @@ def test_what_is_refused(file, override, said):
     with pytest.raises(ExperimentError, match=said) as caught:
         load_search(file, [override], methods)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            f"methods.sp={{terms: [similarity_preserving, {{loss: soft_targets, weight: {RANGE}}}]}}",
+            "methods.sp.terms.0",
+        ),
+        (f"methods.sp={{terms: {{a: {{weight: {RANGE}}}}}}}", "methods.sp.terms"),
+    ],
+)
+def test_terms_that_are_none(file, override, said):
+    with pytest.raises(ExperimentError, match=said) as caught:
+        load_search(file, [override], ["sp"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_a_choice(file):
+    file.write_text("choice: [1, 2]", encoding="utf-8")
+    for load in (load_search, load_experiment):
+        with pytest.raises(ExperimentError, match=r"unknown key `choice`"):
+            load(file)
+    with pytest.raises(ExperimentError, match="the student does not vary"):
+        load_students(file)
 
 
 def test_what_a_search_needs(file):

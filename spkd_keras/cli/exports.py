@@ -13,12 +13,9 @@ from rich.table import Table
 from spkd_keras.cli.app import app
 from spkd_keras.cli.console import answers, clear_errors, notice, quiet_standard_error, say, starting_tensorflow
 from spkd_keras.experiment import ExperimentError, unknown
-from spkd_keras.export.formats import FORMATS, INPUT_DTYPES, QUANTIZATIONS, SUFFIXES, UNSPECIFIED
+from spkd_keras.export.formats import FORMATS, INPUT_DTYPES, QUANTIZATIONS, UNSPECIFIED, file_name
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from spkd_keras.export import Runner
     from spkd_keras.export.run import FinishedRun
 
 CALIBRATION_IMAGES = 256
@@ -35,7 +32,11 @@ def export(
     ] = None,
     check: Annotated[int, typer.Option(min=1, help="Test images on which each export is compared.")] = 1000,
     max_drop: Annotated[
-        float, typer.Option(min=0, help="Points of accuracy that float16 or int8 may lose on them.")
+        float,
+        typer.Option(
+            min=0,
+            help="Points of accuracy that it may lose on them: float16, int8, or float32 of a half-precision student.",
+        ),
     ] = 2.0,
     input_dtype: Annotated[str, typer.Option("--input", help="Of the pixels: uint8 or float32.")] = "uint8",
     licence: Annotated[
@@ -63,7 +64,8 @@ def export(
             print(json.dumps(card, indent=2))
             return
         answers.print(_table(card))
-        say(f"Written to {out}: {', '.join(export['file'] for export in card['exports'])}, model_card.md, .json")
+        written = card["exports"][-len(names) :]  # behind those of earlier commands
+        say(f"Written to {out}: {', '.join(export['file'] for export in written)}, model_card.md, .json")
 
 
 def _formats(text: str) -> list[str]:
@@ -90,8 +92,9 @@ def _exported(
 
     The card forgets a file before it is replaced: after a kill it may say nothing of one, and never tells of another.
     """
-    from spkd_keras.export import Exporter
-    from spkd_keras.export.card import earlier_licence, write_card
+    from spkd_keras.export import Exporter, load_runner
+    from spkd_keras.export.card import earlier_licence, forget, write_card
+    from spkd_keras.export.latency import measure
     from spkd_keras.export.run import resize_of, some
     from spkd_keras.models import fingerprint
     from spkd_keras.storage import check_writable
@@ -116,28 +119,15 @@ def _exported(
             precision = None if name == "saved_model" else quantize
             if precision != quantize:
                 notice("saved_model: float32, for there is no SavedModel in less precision")
-            path = out / _file_name(name, precision)
+            path = out / file_name(name, precision)
             notice(f"Exporting {path}")
-            measured: dict[str, Any] = {}
-            accepted = functools.partial(_measure_and_forget, path, pixels[:LATENCY_IMAGES], measured)
+            accepted = functools.partial(forget, out, path.name)
             with quiet_standard_error():  # what the converters print for their developers, from C++
                 export = exporter.write(path, name, reference, precision, calibration, largest_drop, accepted)
-            card = write_card(out, story, exporter.metadata, {**export.as_dict(), **measured}, float32_bytes)
+                latency = measure(load_runner(path), pixels[:LATENCY_IMAGES])
+            told = {**export.as_dict(), "latency": latency}
+            card = write_card(out, story, exporter.metadata, told, float32_bytes)
     return card
-
-
-def _measure_and_forget(path: Path, pixels: "np.ndarray", measured: dict[str, Any], runner: "Runner") -> None:
-    from spkd_keras.export.card import forget
-    from spkd_keras.export.latency import measure
-
-    measured["latency"] = measure(runner, pixels)
-    forget(path.parent, path.name)
-
-
-def _file_name(name: str, precision: str | None) -> str:
-    if name == "saved_model":
-        return name
-    return ("student" if precision is None else f"student-{precision}") + SUFFIXES[name]
 
 
 def _table(card: dict[str, Any]) -> Table:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SHOWN = 20  # trials in the table
 TRIALS = "trials.json"
 
+Importance = dict[str, tuple[float, float]] | None
+
 
 @app.command()
 def tune(
@@ -71,13 +73,13 @@ def tune(
         if result is None:
             notice("This worker is done. The chief has the results.")
             return
-        _show(search, result, as_json)
+        mattered = _show(search, result, as_json)
         if result.best is None:
-            _conclude(search, result, None, as_json)
+            _conclude(search, result, mattered, None, as_json)
             raise SearchFailedError(f"All {len(result.trials)} trials failed. The first: {result.trials[0].reason}")
         wanted = len(experiment.seeds) > 1 if confirm is None else confirm
         confirmation = _confirmed(search, result) if wanted else None
-        _conclude(search, result, confirmation, as_json)
+        _conclude(search, result, mattered, confirmation, as_json)
         if confirmation is not None and confirmation.failures:
             raise RunsFailedError(result.folder, confirmation.failures)
 
@@ -89,11 +91,14 @@ def _confirmed(search: "Search", result: "SearchResult") -> "Confirmation | None
         return confirm(search.hypermodel, result.trials, search.experiment.seeds, search.folder, observer)
 
 
-def _show(search: "Search", result: "SearchResult", as_json: bool) -> None:
-    """Prints the trials, which stand whatever becomes of a confirmation."""
-    _write(search, result, None)
+def _show(search: "Search", result: "SearchResult", as_json: bool) -> Importance:
+    """Prints the trials, which stand whatever becomes of a confirmation, and returns what mattered in them."""
+    from spkd_keras.search.importance import importance
+
+    mattered = importance(result.trials, search.space)
+    _write(search, result, mattered, None)
     if as_json:
-        return
+        return mattered
     answers.print(_table(search, result))
     if len(result.trials) > SHOWN:
         say(f"The first {SHOWN} of {len(result.trials)} trials; --json has all.")
@@ -102,14 +107,21 @@ def _show(search: "Search", result: "SearchResult", as_json: bool) -> None:
     for trial in result.trials:
         if trial.reason is not None:
             say(f"{trial.name} ({points(trial.values)}) failed: {trial.reason}")
+    return mattered
 
 
-def _conclude(search: "Search", result: "SearchResult", confirmation: "Confirmation | None", as_json: bool) -> None:
+def _conclude(
+    search: "Search",
+    result: "SearchResult",
+    mattered: Importance,
+    confirmation: "Confirmation | None",
+    as_json: bool,
+) -> None:
     """Draws the trials, says what is best, and what was written."""
     from spkd_keras.search.importance import draw
 
-    figures = draw(result.trials, search.space, result.folder)
-    answer = _write(search, result, confirmation)
+    figures = draw(result.trials, search.space, mattered, result.folder)
+    answer = _write(search, result, mattered, confirmation)
     if as_json:
         print(json.dumps(answer, indent=2))
         return
@@ -119,16 +131,17 @@ def _conclude(search: "Search", result: "SearchResult", confirmation: "Confirmat
     say(f"Written: {', '.join(map(str, written))}")
 
 
-def _write(search: "Search", result: "SearchResult", confirmation: "Confirmation | None") -> dict[str, Any]:
+def _write(
+    search: "Search", result: "SearchResult", mattered: Importance, confirmation: "Confirmation | None"
+) -> dict[str, Any]:
     """Writes the results as JSON, and returns them."""
     from spkd_keras.search.confirmation import verdict
-    from spkd_keras.search.importance import importance
     from spkd_keras.storage import write_json
 
     answer: dict[str, Any] = {
         "folder": str(result.folder),
         "trials": [trial._asdict() for trial in result.trials],
-        "importance": importance(result.trials, search.space),
+        "importance": mattered,
         "best": None if result.best is None else str(result.best),
         "confirmation": None
         if confirmation is None

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,16 @@ class Space:
         """Returns the method of a point."""
         return str(values.get(METHOD[0], self.methods[0]))
 
+    def corners(self) -> Iterator[tuple[Dimension | None, dict[str, Any]]]:
+        """Yields the first point, then it with each other value of a choice and end of a range, and what is another."""
+        first = {dimension.name: dimension.default for dimension in self.dimensions}
+        yield None, first
+        for dimension in self.dimensions:
+            method = {} if dimension.method is None else {METHOD[0]: dimension.method}
+            for value in dimension.ends():
+                if label(value) != label(dimension.default):
+                    yield dimension, first | method | {dimension.name: value}
+
     def at(self, experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
         """Returns the experiment of a point, with its one method.
 
@@ -89,7 +99,8 @@ def load_search(
         methods: the methods that are meant; None for all that the file has.
 
     Returns:
-        The experiment at the first point, with all methods that it has, and what varies.
+        The experiment at the first point, with its methods, or those of them that are meant and the baseline; and what
+        varies.
 
     Raises:
         ExperimentError: as `load_experiment`; if nothing varies, or something does that cannot; or a value of a choice,
@@ -252,6 +263,8 @@ def _published(plain: Mapping[str, Any], place: tuple[str | int, ...]) -> float 
     if len(place) != 5 or place[0] != "methods" or place[2] != "terms" or place[4] != "weight":
         return None
     terms = plain["methods"][place[1]]["terms"]
+    if not isinstance(terms, list) or not all(isinstance(term, Mapping) for term in terms):
+        return None  # which the schema refuses
     return published_weight(str(place[1]), terms, int(place[3]))
 
 
@@ -288,12 +301,8 @@ def _check_whole(path: str | Path, experiment: Experiment) -> None:
 
 
 def _check_values(experiment: Experiment, space: Space) -> None:
-    """Checks the first point with each value of a choice and each end of a range in turn."""
-    defaults = {dimension.name: dimension.default for dimension in space.dimensions}
-    for dimension in space.dimensions:
-        for value in dimension.ends():
-            method = {} if dimension.method is None else {METHOD[0]: dimension.method}
-            space.at(experiment, defaults | method | {dimension.name: value})
+    for _, values in space.corners():
+        space.at(experiment, values)
 
 
 def check_tuner(tuner: str) -> None:

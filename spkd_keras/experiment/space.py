@@ -11,6 +11,7 @@ from spkd_keras.experiment.presets import presets
 from spkd_keras.experiment.problems import ExperimentError, number_hint, shown, unknown
 
 KINDS = ("choice", "float", "int")
+MOST_STEPS = 10_000  # of a range; KerasTuner writes them all into the file of each trial
 OPTIONS = {"choice": ("default",), "float": ("log", "step", "default"), "int": ("log", "step", "default")}
 
 Path = tuple[str | int, ...]
@@ -45,10 +46,11 @@ class Dimension:
 
     @property
     def options(self) -> tuple[Any, ...]:
-        """The values of a choice as KerasTuner takes them: of one plain type, else text."""
-        types = {type(value) for value in self.values}
+        """The values of a choice, or of a range with steps, as KerasTuner takes them: of one plain type, else text."""
+        values = tuple(self.every())
+        types = {type(value) for value in values}
         plain = len(types) == 1 and types <= {str, int, float}
-        return self.values if plain else tuple(label(value) for value in self.values)
+        return values if plain else tuple(label(value) for value in values)
 
     def option(self, value: Any) -> Any:
         """Returns what KerasTuner has for a value."""
@@ -59,7 +61,7 @@ class Dimension:
         return self.values[self.options.index(option)] if self.kind == "choice" else option
 
     def every(self) -> list[Any]:
-        """Returns all values in turn.
+        """Returns all values in turn, the default too where it lies between two steps.
 
         Raises:
             ExperimentError: if it is a range of floats without a step.
@@ -70,9 +72,17 @@ class Dimension:
             raise ExperimentError(f"`{self.name}`: every value is needed here. Give a `choice`, or a `step`.")
         low, high = self.values
         step = self.step or 1
-        count = math.floor((math.log(high / low, step) if self.log else (high - low) / step) + 1e-8) + 1
-        values = [low * step**index if self.log else low + step * index for index in range(count)]
-        return [int(value) if self.kind == "int" else value for value in values]
+        values = [low * step**index if self.log else low + step * index for index in range(self.steps())]
+        if self.kind == "float":  # three steps of 0.1 are 0.3, and not 0.30000000000000004
+            values = [min(high, float(f"{value:.12g}")) for value in values]
+        return values if self.default in (None, *values) else sorted([*values, self.default])
+
+    def steps(self) -> int:
+        """Returns how many values a range has by its step."""
+        low, high = self.values
+        step = self.step or 1
+        beyond = math.log(high / low, step) if self.log else (high - low) / step
+        return math.floor(min(beyond, 1e18) + 1e-8) + 1  # a step may be next to nothing
 
     def position(self, value: Any) -> float:
         """Returns where a value is, from 0 for the first or lowest to 1 for the last or highest."""
@@ -94,8 +104,8 @@ class Dimension:
         """Returns the values that tell whether all of them can be: those of a choice, or the lowest and the highest."""
         if self.kind == "choice" or self.step is None:
             return self.values
-        low, high = self.values
-        return low, min(high, self.every()[-1])  # of floats the sum may be a little more
+        values = self.every()
+        return values[0], values[-1]
 
 
 def label(value: Any) -> str:
@@ -117,8 +127,8 @@ def is_space(value: Any) -> bool:
 
 
 def spaces(plain: Any, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Yields what varies in plain data, with its path."""
-    if is_space(plain):
+    """Yields what varies in plain data, with its path; all of a file is not a thing that varies."""
+    if path and is_space(plain):
         yield path, plain
     elif isinstance(plain, Mapping):
         for key, value in plain.items():
@@ -200,12 +210,27 @@ def _range(path: Path, name: str, kind: str, space: Mapping[str, Any], published
     if not given and kind == "int" and default is not None:
         default = int(default) if float(default).is_integer() else None
     dimension = Dimension(path, kind, (low, high), log, step)
-    if default is None or not low <= default <= high:
-        middle = math.sqrt(low * high) if log else (low + high) / 2
-        default = round(middle) if kind == "int" else middle
-        if step is not None:
-            default = min(dimension.every(), key=lambda value: abs(value - middle))
+    if step is not None and dimension.steps() > MOST_STEPS:
+        raise ExperimentError(
+            f"`{name}`: a range has at most {MOST_STEPS:,} steps. Received: {dimension.steps():,}. Give a larger "
+            "`step`, or leave it out."
+        )
+    default = _first(dimension, default)
     return dataclasses.replace(dimension, default=default if kind == "int" else float(default))
+
+
+def _first(dimension: Dimension, default: float | None) -> Any:
+    """Returns the default of a range: its middle where none is given, or the one that is lies outside."""
+    low, high = dimension.values
+    if default is None or not low <= default <= high:
+        middle = math.sqrt(low * high) if dimension.log else (low + high) / 2
+        if dimension.step is None:
+            return round(middle) if dimension.kind == "int" else middle
+        return min(dimension.every(), key=lambda value: abs(value - middle))
+    if dimension.step is None:
+        return default
+    # One that is a step but for rounding is that step: else it would be tried twice.
+    return next((value for value in dimension.every() if math.isclose(value, default)), default)
 
 
 def _is(value: Any, kinds: tuple[type, ...]) -> bool:
@@ -217,7 +242,13 @@ def _listed(value: Any) -> list[Any]:
 
 
 def published_weight(method: str, terms: list[Mapping[str, Any]], index: int) -> float | None:
-    """Returns the weight that a term was published with: by the method's name, else by its losses."""
+    """Returns the weight that a term was published with, by the method's name, else by its losses; None if by neither.
+
+    Args:
+        method: its name.
+        terms: all of them.
+        index: of the term.
+    """
     known = {name: _terms(content) for name, content in presets().items()}
     losses = [term.get("loss") for term in terms]
     same = [found for name, found in known.items() if [term["loss"] for term in found] == losses]

@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from spkd_keras.export.check import Check
 from spkd_keras.export.latency import BATCHES
 from spkd_keras.export.metadata import Metadata
-from spkd_keras.export.placing import alone, digest
-from spkd_keras.storage import write_json, write_text
+from spkd_keras.export.placing import digest, lock_of
+from spkd_keras.storage import alone, write_json, write_text
 from spkd_keras.training.environment import versions
 
 JSON, MARKDOWN = "model_card.json", "model_card.md"
@@ -65,7 +66,7 @@ def forget(folder: Path, file: str) -> None:
     with _held(folder):
         try:
             card = json.loads((folder / JSON).read_text(encoding="utf-8"))
-            left = [export for export in card["exports"] if export["file"] != file]
+            left = [export for export in card["exports"] if export["file"] != file and _is_whole(export)]
             if len(left) == len(card["exports"]):
                 return
             card["exports"] = left
@@ -78,7 +79,7 @@ def forget(folder: Path, file: str) -> None:
 
 def _held(folder: Path) -> AbstractContextManager[None]:
     busy = f"The model card in {folder} is being written by another process. Wait for it, and export again."
-    return alone(folder / JSON, SECONDS, busy)
+    return alone(lock_of(folder / JSON), SECONDS, busy)
 
 
 def earlier_licence(folder: Path, weights: str) -> str | None:
@@ -92,10 +93,15 @@ def _earlier(folder: Path, weights: str) -> tuple[str | None, list[dict[str, Any
         card = json.loads((folder / JSON).read_text(encoding="utf-8"))
         if card["weights"] != weights:
             return None, []
-        exports = [export for export in card["exports"] if export.keys() >= KEPT]
+        exports = [export for export in card["exports"] if _is_whole(export)]
         return card["licence"], [e for e in exports if _is_there(folder / e["file"], e["sha256"])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or not one of ours
         return None, []
+
+
+def _is_whole(export: dict[str, Any]) -> bool:
+    """Whether it has all that a card tells of an export, which one of an earlier version may lack."""
+    return export.keys() >= KEPT and export["check"].keys() >= set(Check._fields)
 
 
 def _is_there(file: Path, sha256: str) -> bool:

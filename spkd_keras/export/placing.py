@@ -9,10 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from spkd_keras.experiment import ExperimentError
-from spkd_keras.storage import PARTIAL, bring_to_disk, storing, write_json
+from spkd_keras.storage import PARTIAL, alone, bring_to_disk, storing, write_json
 
 BRIEFLY = 2.0  # seconds; nothing that waits for a name takes longer
 
@@ -47,13 +44,14 @@ class Place:
         """Keeps other processes from writing here, and clears what a kill left before and what is left after.
 
         Raises:
-            ExperimentError: if another process writes here.
+            BusyError: if another process writes here.
             StorageError: if the folder cannot be written to.
         """
         with storing(self.path):
             for parent in (self.path.parent, self.target.parent):
                 parent.mkdir(parents=True, exist_ok=True)
-        with alone(self.target, 0, f"{self.path} is being written by another process. Wait for it, or choose another."):
+        busy = f"{self.path} is being written by another process. Wait for it, or choose another."
+        with alone(lock_of(self.target), 0, busy):
             try:
                 with storing(self.path):
                     self._put_back()
@@ -142,34 +140,14 @@ def put_back(path: Path) -> None:
     place = Place(path)
     if place.aside.is_dir():
         # Another process may be in that very moment, and then is done within the wait.
-        with storing(path), alone(place.target, BRIEFLY, f"{path} is being replaced by another process. Try again."):
+        busy = f"{path} is being replaced by another process. Try again."
+        with storing(path), alone(lock_of(place.target), BRIEFLY, busy):
             place._put_back()
 
 
-@contextmanager
-def alone(path: Path, seconds: float, refusal: str) -> Iterator[None]:
-    """Keeps other processes, and other threads, from what is at a path; the lock dies with this process.
-
-    Args:
-        path: of what is locked; the lock is a file beside it.
-        seconds: to wait for it.
-        refusal: what to say if it is not free by then.
-
-    Raises:
-        ExperimentError: if it is not.
-        StorageError: if the folder cannot be written to.
-    """
-    lock = filelock.FileLock(path.with_name(f"{PARTIAL}{path.name}.lock"))
-    with storing(path):
-        try:
-            lock.acquire(timeout=seconds)
-        except filelock.Timeout:
-            raise ExperimentError(refusal) from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+def lock_of(path: Path) -> Path:
+    """Returns the file, beside what is at a path, that keeps others from it while it is there."""
+    return path.with_name(f"{PARTIAL}{path.name}.lock")
 
 
 def is_partial(path: Path) -> bool:

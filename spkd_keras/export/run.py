@@ -20,7 +20,7 @@ from spkd_keras.experiment import (
     read_record,
 )
 from spkd_keras.training.build import construct, load_data
-from spkd_keras.training.folder import LAYERS
+from spkd_keras.training.folder import DATA_DIGEST, LAYERS, check_same_data
 
 PICTURES = 256  # of a data set that are read at a time
 
@@ -63,8 +63,25 @@ class FinishedRun:
         return construct(Network(path=str(self.folder / "student.keras")), "student")
 
     def splits(self) -> data.Splits:
-        """Loads the data that it was trained on."""
-        return load_data(self.experiment.data)
+        """Loads the data that it was trained on.
+
+        Raises:
+            ExperimentError: if they are others now.
+        """
+        splits = load_data(self.experiment.data)
+        self.check_data(splits.digest())
+        return splits
+
+    def check_data(self, digest: str) -> None:
+        """Checks that it was trained on the images that there are now, of the same classes.
+
+        Args:
+            digest: of the `Splits` of now.
+
+        Raises:
+            ExperimentError: if it was not.
+        """
+        check_same_data(self.folder, self.environment.get(DATA_DIGEST), digest)
 
     def story(self) -> dict[str, Any]:
         """Returns, as plain data, what the student was distilled from and how, and what it came to."""

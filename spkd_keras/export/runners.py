@@ -4,7 +4,6 @@ import abc
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -17,30 +16,13 @@ from spkd_keras.export import litert_format, saved_model_format
 from spkd_keras.export.classifier import image_shape_and_classes
 from spkd_keras.export.formats import INPUT_DTYPES
 from spkd_keras.export.metadata import OUTPUTS, Metadata
+from spkd_keras.export.packages import needing_export_packages
 from spkd_keras.export.placing import is_partial, put_back
 from spkd_keras.export.serving import read_picture
 from spkd_keras.training.build import construct
 from spkd_keras.training.environment import intra_op_threads
 
 SMALLEST_PROBABILITY = 1e-30  # of which a logarithm is taken
-
-
-@contextmanager
-def needing_export_packages() -> Iterator[None]:
-    """Says how to install what only an export needs, where it is missing or does not work."""
-    try:
-        yield
-    except ImportError as error:
-        name = error.name or "a package"
-        if isinstance(error, ModuleNotFoundError) and "." not in name:
-            raise ExperimentError(
-                f"{name} is not installed. For exports: pip install '.[export]' in the folder of spkd_keras."
-            ) from error
-        # It is there, but a library that it loads, or a part of another version of what it imports, is not.
-        raise ExperimentError(
-            f"{name.partition('.')[0]} is installed and cannot be imported ({' '.join(str(error).split())}). Install "
-            f"it again: pip install --force-reinstall {name.partition('.')[0]}."
-        ) from error
 
 
 def fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:

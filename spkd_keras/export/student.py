@@ -27,8 +27,9 @@ from spkd_keras.export.formats import (
 from spkd_keras.export.litert_format import litert_bytes
 from spkd_keras.export.metadata import Metadata
 from spkd_keras.export.onnx_format import onnx_bytes
+from spkd_keras.export.packages import needing_export_packages
 from spkd_keras.export.placing import Place, digest, is_partial
-from spkd_keras.export.runners import Runner, needing_export_packages, open_runner
+from spkd_keras.export.runners import open_runner
 from spkd_keras.export.serving import NotConvertible, Serving
 from spkd_keras.storage import storing
 
@@ -106,7 +107,8 @@ def export_student(
         input_dtype: of the input `image`, "uint8" or "float32"; of a SavedModel, of its default signature.
         resize: how a picture of another size is brought to the input's, "stretch" or "crop", as in `Metadata`.
         licence: of the weights, for the metadata.
-        largest_drop: accuracy that float16 or int8 may lose, default 0.02; without labels, agreement.
+        largest_drop: accuracy that float16, int8, or float32 of a network in half precision may lose, default 0.02; of
+            the first two without labels, agreement.
 
     Returns:
         Where it is, how large, and how it compares.
@@ -116,8 +118,8 @@ def export_student(
         NotConvertible: if the format has not what the network computes with.
         StorageError: if the file cannot be written; what was at the path before is untouched.
         ExportMismatch: if the export's logits or probabilities differ by more than 1e-4 (of logits above 25, 4e-6 of
-            the largest, which is float32's own rounding), or float16 or int8 loses too much accuracy; then nothing is
-            left of it, and what was at the path before is untouched.
+            the largest, which is float32's own rounding), or it loses too much accuracy; then nothing is left of it,
+            and what was at the path before is untouched.
     """
     exporter = Exporter(model, class_names, input_dtype=input_dtype, resize=resize, licence=licence)
     reference = exporter.reference(images, labels)
@@ -183,11 +185,11 @@ class Exporter:
         quantize: str | None = None,
         calibration: np.ndarray | None = None,
         largest_drop: float = LARGEST_DROP,
-        accepted: Callable[[Runner], None] | None = None,
+        accepted: Callable[[], None] | None = None,
     ) -> Export:
         """Writes one export; arguments, result and errors as of `export_student`.
 
-        `accepted` is called with what runs the export when it has passed, before it replaces what is at the path.
+        `accepted` is called when the export has passed, before it replaces what is at the path.
         """
         self._check_arguments(path, format, quantize, calibration)
         if quantize is not None and reference.is_noise:
@@ -199,11 +201,10 @@ class Exporter:
         place = Place(path)
         with place.held():
             _write(serving, format, place, calibration)
-            runner = open_runner(format, place.partial)
-            check = reference.compare(runner)
+            check = reference.compare(open_runner(format, place.partial))
             judge(check, quantize, largest_drop, str(path))
             if accepted is not None:
-                accepted(runner)
+                accepted()
             export = Export(path, format, metadata, check, _sizes(place.partial), digest(place.partial))
             place.give_name({**metadata.as_dict(), **export.as_dict()})
         return export

@@ -150,7 +150,7 @@ class Decision(NamedTuple):
 def decide(
     candidates: Sequence[Candidate], teacher_error: float, constraints: Constraints, lost: Sequence[str] = ()
 ) -> Decision:
-    """Finds the smallest student that is good enough: the fewest parameters, then the lowest median error.
+    """Finds the smallest student that is good enough: the fewest parameters, then multiply-adds, then the least error.
 
     Where there is none, the nearest is the one whose excesses, as shares of what is allowed, have the smallest sum (of
     the error, in units of the allowed drop, or of a point where that is less; of seeds, those that failed).

@@ -16,9 +16,10 @@ import tensorflow as tf
 from spkd_keras import data
 from spkd_keras.experiment import BASELINE, TEACHER, Experiment, ExperimentError, StudentSpec, read_record
 from spkd_keras.export import Exporter, load_runner
+from spkd_keras.export.formats import file_name
 from spkd_keras.export.latency import machine, measure
+from spkd_keras.export.packages import check_export_packages
 from spkd_keras.export.run import FinishedRun, resize_of, some
-from spkd_keras.export.student import SUFFIXES
 from spkd_keras.frontier.decision import Candidate, titled
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.storage import locked, write_json
@@ -82,6 +83,7 @@ def train_students(
         Interrupted: a KeyboardInterrupt, if a signal came; the same call goes on.
         StorageError: if a file cannot be written.
     """
+    check_export_packages(format)
     observer, interruption = observer or Observer(), Interruption()
     root = Path(out) / experiment.name
     folder = Path(out) / f"{experiment.name}-frontier"
@@ -100,7 +102,7 @@ def train_students(
         for student in students:
             failures |= _run(student, root, folder, observer, jobs)
         measure_one = partial(_measured, splits=splits, format=format, quiet=quiet)
-        measured = _measure_all(students, folder, measure_one, observer, interruption, failures)
+        measured = _measure_all(students, folder, measure_one, observer, interruption, failures, splits.digest())
     found = {
         titled(student.name, method): _candidate(student, method, measured)
         for student in students
@@ -153,8 +155,13 @@ def _measure_all(
     observer: Observer,
     interruption: Interruption,
     failures: dict[str, str],
+    digest: str,
 ) -> Measured:
-    """Exports and measures all finished runs; returns each one's summary and measures, by student, method and seed."""
+    """Exports and measures all finished runs; returns each one's summary and measures, by student, method and seed.
+
+    Raises:
+        ExperimentError: if one was trained on other images than those of this digest, or a file of it is damaged.
+    """
     found: Measured = {}
     for student in students:
         for method in student.experiment.methods:
@@ -167,6 +174,7 @@ def _measure_all(
                 interruption.stop()
                 try:
                     finished = FinishedRun(run)
+                    finished.check_data(digest)
                     found[student.name, method, seed] = finished.summary, measure_one(finished)
                 except ExperimentError:  # what the next export would meet too
                     raise
@@ -189,9 +197,7 @@ def _measured(
     """
     folder = run.folder / EXPORTS
     digest = hashlib.sha256((run.folder / "student.keras").read_bytes()).hexdigest()
-    path, record = folder / f"student{SUFFIXES[format]}", folder / f"{format}.json"
-    if format == "saved_model":
-        path = folder / "saved_model"
+    path, record = folder / file_name(format), folder / f"{format}.json"
     before = read_record(record, "Delete it, and `spkd frontier` measures that student again.")
     if before is not None and path.exists() and before.get("student") == digest:
         if before.get("measured_on") != _here(format):

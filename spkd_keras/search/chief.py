@@ -9,7 +9,7 @@ from pathlib import Path
 from spkd_keras.experiment import ClearError, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.ports import LOOPBACK
-from spkd_keras.search.distributed import ADDRESS, PORT, Signs, variables, without_prints
+from spkd_keras.search.distributed import ADDRESS, PORT, TUNER_ID, Signs, variables, without_prints
 from spkd_keras.search.oracles import ENDED
 from spkd_keras.search.tuner import DistillationTuner, finished, read_outcome, trial_name
 from spkd_keras.training.interruption import Interruption
@@ -33,7 +33,7 @@ class Chief:
     where one dies: with the same id KerasTuner 1.4.8 gives it the trial that it was at.
 
     Args:
-        tuner: made with KerasTuner's variables of a chief.
+        tuner: of no worker.
         folder: of the search.
         observer: is told how it goes.
         interruption: of this process; a signal is passed on, and the workers write their states.
@@ -71,7 +71,7 @@ class Chief:
                     self._start(f"worker{index}", job)
                 while server.is_alive() and (self._workers or not workers):
                     self._look(job)
-                    if self.interruption.received is not None:
+                    if self.interruption.received is not None or self._is_left_alone():
                         break
                 if not workers:
                     self._tell_ended()
@@ -98,8 +98,17 @@ class Chief:
         else:
             threading.Event().wait(LOOK)
             self._tell_ended()
-        for tuner_id, trial in list(self.tuner.oracle.ongoing_trials.items()):
-            self._tell_if_lost(tuner_id, trial_name(trial.trial_id))
+        ongoing = dict(self.tuner.oracle.ongoing_trials)
+        for tuner_id in sorted({*self.tuner.oracle.tuner_ids, *ongoing}):
+            self._tell_if_lost(tuner_id, trial_name(ongoing[tuner_id].trial_id) if tuner_id in ongoing else None)
+
+    def _is_left_alone(self) -> bool:
+        """Whether all trials have ended, and the workers that were not told so are lost: KerasTuner 1.4.8 waits on."""
+        oracle = self.tuner.oracle
+        if not oracle.is_over or not self._lost & oracle.tuner_ids:
+            return False
+        oracle.tuner_ids -= self._lost
+        return not oracle.tuner_ids
 
     def _tell_ended(self) -> None:
         """Tells of the trials that workers elsewhere have ended since the last time; those here tell themselves."""
@@ -112,13 +121,16 @@ class Chief:
                 else:
                     self.observer.failed(trial_name(trial_id), outcome.get("failed", "no reason is known"))
 
-    def _tell_if_lost(self, tuner_id: str, trial: str) -> None:
+    def _tell_if_lost(self, tuner_id: str, trial: str | None) -> None:
         lost = self.signs.lost(tuner_id)
         if lost and tuner_id not in self._lost:
             self._lost.add(tuner_id)
+            where, then = f"at {trial}", ": its trial goes on"
+            if trial is None:
+                where, then = "between trials", ", or leave the rest to others"
             self.observer.noticed(
-                f"Waiting for {tuner_id}, which is at {trial} and has given no sign of life for {PATIENCE:.0f} s. "
-                f"Start it again with KERASTUNER_TUNER_ID={tuner_id}: its trial goes on."
+                f"Waiting for {tuner_id}, which is {where} and has given no sign of life for {PATIENCE:.0f} s. "
+                f"Start it again with {TUNER_ID}={tuner_id}{then}."
             )
         elif not lost and tuner_id in self._lost:
             self._lost.discard(tuner_id)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.storage import check_writable, write_text
@@ -60,7 +61,7 @@ def without_prints() -> contextlib.AbstractContextManager[Any]:
 def heartbeat(folder: Path, tuner_id: str) -> Iterator[None]:
     """Writes signs of life into a search's folder, within."""
     check_writable(folder / WORKERS)
-    file, ended = folder / WORKERS / tuner_id, threading.Event()
+    file, ended = _sign(folder, tuner_id), threading.Event()
 
     def beat() -> None:
         while not ended.is_set():
@@ -76,6 +77,11 @@ def heartbeat(folder: Path, tuner_id: str) -> Iterator[None]:
         ended.set()
         thread.join()
         file.unlink(missing_ok=True)
+
+
+def _sign(folder: Path, tuner_id: str) -> Path:
+    """Returns the file of a worker's signs of life; its id may be any text."""
+    return folder / WORKERS / quote(tuner_id, safe="")
 
 
 def wait_for_chief(oracle: Any) -> None:
@@ -100,12 +106,12 @@ class Signs:
     """
 
     def __init__(self, folder: Path, patience: float) -> None:
-        self.folder, self.patience = folder / WORKERS, patience
+        self.folder, self.patience = folder, patience
         self._seen: dict[str, tuple[str, float]] = {}
 
     def silent_for(self, tuner_id: str) -> float:
         """Returns the seconds since the last new sign of a worker."""
-        file, now = self.folder / tuner_id, time.monotonic()
+        file, now = _sign(self.folder, tuner_id), time.monotonic()
         text = ""
         with contextlib.suppress(OSError):
             text = file.read_text(encoding="utf-8")

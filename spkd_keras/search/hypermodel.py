@@ -164,21 +164,17 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         )
 
     def check(self) -> None:
-        """Builds the first point with each value of a choice and each end of a range in turn, before any training.
+        """Builds the first point, and it with each other value of a choice and end of a range, before any training.
 
         Raises:
             ExperimentError: naming the first that cannot be.
         """
         spec, images = self.experiment.teacher, self.splits.train
         teacher = build_network(spec, images, "teacher") if spec is not None and self.needs_teacher else None
-        defaults = {dimension.name: dimension.default for dimension in self.space.dimensions}
-        changes: list[dict[str, Any]] = [{METHOD[0]: method} for method in self.space.methods]
-        for dimension in self.space.dimensions:
-            method = {} if dimension.method is None else {METHOD[0]: dimension.method}
-            if dimension.path != METHOD and _matters_to_building(dimension):
-                changes += [method | {dimension.name: value} for value in dimension.ends()]
-        for change in changes:
-            point = self.space.at(self.experiment, defaults | change)
+        for dimension, values in self.space.corners():
+            if dimension is not None and not _matters_to_building(dimension):
+                continue
+            point = self.space.at(self.experiment, values)
             build_distiller(teacher, build_student(point, images), point, *point.methods)
             with telling("data"):
                 data.check_augmentation(images, augmentation(point.data))
@@ -191,11 +187,11 @@ def _matters_to_building(dimension: Dimension) -> bool:
 
 
 def _declare(hp: keras_tuner.HyperParameters, dimension: Dimension) -> None:
-    default = dimension.option(dimension.default)
-    if dimension.kind == "choice":
-        hp.Choice(dimension.name, list(dimension.options), default=default)
+    # KerasTuner 1.4.8 makes floats of the steps of integers by a factor, and misses the last of some steps of floats.
+    if dimension.kind == "choice" or dimension.step is not None:
+        hp.Choice(dimension.name, list(dimension.options), default=dimension.option(dimension.default))
         return
     low, high = dimension.values
     sampling = "log" if dimension.log else "linear"
     declare = hp.Int if dimension.kind == "int" else hp.Float
-    declare(dimension.name, low, high, step=dimension.step, sampling=sampling, default=default)
+    declare(dimension.name, low, high, sampling=sampling, default=dimension.default)

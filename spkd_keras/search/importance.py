@@ -54,8 +54,10 @@ def importance(trials: Sequence[TrialResult], space: Space) -> dict[str, tuple[f
     }
 
 
-def draw(trials: Sequence[TrialResult], space: Space, folder: Path) -> list[Path]:
-    """Draws the trials, and what mattered, into the folder of a search; returns the files."""
+def draw(
+    trials: Sequence[TrialResult], space: Space, mattered: dict[str, tuple[float, float]] | None, folder: Path
+) -> list[Path]:
+    """Draws the trials, and what mattered by `importance`, into the folder of a search; returns the files."""
     done = [trial for trial in trials if trial.error is not None]
     if not done:
         return []
@@ -67,7 +69,6 @@ def draw(trials: Sequence[TrialResult], space: Space, folder: Path) -> list[Path
     ]
     errors = [trial.error for trial in done if trial.error is not None]
     written = plots.parallel_coordinates(axes, lines, errors, folder / "trials-parallel")
-    mattered = importance(trials, space)
     if mattered is not None:
         hint = "" if len(done) >= ENOUGH * len(names) else ": few, so this is a hint"
         title = f"from {len(done)} trials{hint}"

@@ -29,6 +29,21 @@ class _Durable(keras_tuner.Oracle):
     _retry_queue: list[str]
     keeps_workers = False  # set for a chief whose workers live on when it ends, and come back with their ids
 
+    has_no_more = False  # whether a worker was told that there are no more points
+
+    def create_trial(self, tuner_id: str) -> Trial:
+        """Gives a worker its trial, and keeps in mind when there was none."""
+        trial = super().create_trial(tuner_id)
+        self.has_no_more |= trial.status == "STOPPED"
+        return trial
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all trials have ended, and none will begin."""
+        return (self.has_no_more or len(self.trials) >= self.max_trials) and not (
+            self.ongoing_trials or self._retry_queue
+        )
+
     def save(self) -> None:
         """Writes the state whole or not at all."""
         write_text(Path(self._get_oracle_fname()), json.dumps(self.get_state()))

@@ -144,17 +144,22 @@ class Search:
         record = self._record() | {DATA_DIGEST: self.hypermodel.splits.digest()}
         write_json(self.folder / RECORD, record | {FINGERPRINT: fingerprint})
         tf.config.experimental.enable_op_determinism()
-        with variables(CHIEF, LOOPBACK, *free_ports(1)) if workers else contextlib.nullcontext():
-            tuner = self._tuner(workers)
-            self._plan(tuner.oracle)
-            fingerprint = self._check_teacher(fingerprint)
-            write_json(self.folder / RECORD, record | {FINGERPRINT: fingerprint})
-            if role == ALONE and not workers:
-                _search(tuner)
-            else:
-                chief = Chief(tuner, self.folder, self.observer, self.interruption)
-                chief.lead(workers, functools.partial(_as_worker, self._arguments()))
+        tuner = self._tuner()
+        self._plan(tuner.oracle)
+        fingerprint = self._check_teacher(fingerprint)
+        write_json(self.folder / RECORD, record | {FINGERPRINT: fingerprint})
+        if len(finished(tuner.oracle)) < self.trials:  # else a chief would wait for workers that have nothing to do
+            self._do(tuner, role, workers)
         return self._result(tuner)
+
+    def _do(self, tuner: DistillationTuner, role: str, workers: int) -> None:
+        if role == ALONE and not workers:
+            _search(tuner)
+            return
+        # A port that was free before the teacher trained may be taken now.
+        with variables(CHIEF, LOOPBACK, *free_ports(1)) if workers else contextlib.nullcontext():
+            chief = Chief(tuner, self.folder, self.observer, self.interruption)
+            chief.lead(workers, functools.partial(_as_worker, self._arguments()))
 
     def _arguments(self) -> dict[str, Any]:
         """What a process needs to take part in this search."""
@@ -201,14 +206,14 @@ class Search:
             return None
         return RunFolder(self.out / self.experiment.name, training)
 
-    def _tuner(self, workers: int = 0) -> DistillationTuner:
+    def _tuner(self) -> DistillationTuner:
         hp = keras_tuner.HyperParameters()
         self.hypermodel.declare(hp)
         objective = keras_tuner.Objective(self.objective, OBJECTIVES[self.objective])
         epochs = self.experiment.schedule.epochs
         oracle = make_oracle(self.tuner_name, objective, hp, self.trials, self.hypermodel.seed, epochs)
         oracle.verbose = 0
-        oracle.keeps_workers = role_here() == CHIEF and not workers
+        oracle.keeps_workers = role_here() == CHIEF  # whose variables it has from its user: its workers live elsewhere
         return DistillationTuner(oracle, self.hypermodel, self.folder, self.observer, self.interruption)
 
     def _record(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from spkd_keras.observer import Observer, Renamed
 from spkd_keras.search.distributed import without_prints
 from spkd_keras.search.hypermodel import DistillationHyperModel
 from spkd_keras.search.oracles import ENDED
-from spkd_keras.storage import StorageError, write_json, write_text
+from spkd_keras.storage import StorageError, locked, write_json, write_text
 from spkd_keras.training.folder import RunFolder, save_network
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.train import Training
@@ -90,24 +90,24 @@ class DistillationTuner(keras_tuner.Tuner):
         earlier = _outcome(folder)
         if earlier is not None:  # a kill came before the oracle knew
             return earlier
-        run = RunFolder(folder.parent, self.hypermodel.point(trial.hyperparameters), folder)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(run.locked())
+                stack.enter_context(locked(folder))
             except ExperimentError as error:  # two workers with one id, for example
                 raise errors.FatalError(str(error)) from error
-            self._train_or_fail(trial, name, run)
+            self._train_or_fail(trial, name, folder)
         return _outcome(folder) or {}
 
-    def _train_or_fail(self, trial: trials.Trial, name: str, run: RunFolder) -> None:
+    def _train_or_fail(self, trial: trials.Trial, name: str, folder: Path) -> None:
         try:
+            run = RunFolder(folder.parent, self.hypermodel.point(trial.hyperparameters), folder)
             with self.interruption.deferred(), _counted(run):
                 self._train(trial, name, run)
         except StorageError as error:  # what the next trial would meet too
             raise errors.FatalError(str(error)) from error
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            write_json(run.path / OUTCOME, {"failed": reason})
+            write_json(folder / OUTCOME, {"failed": reason})
             self.observer.failed(name, reason)
             raise errors.FailedTrialError(reason) from error
 
