@@ -181,7 +181,8 @@ def test_a_folder_that_goes_meanwhile_is_no_obstacle(root, monkeypatch):
 
 def test_an_experiment_that_is_no_run(root, tmp_path):
     # What the user wrote, above the runs.
-    text = "{name: tiny, data: {name: digits}, student: {model: wide_resnet}, methods: {student: [], b: []}}"
+    networks = "student: {model: wide_resnet}, teacher: {path: teacher.keras}"
+    text = f"{{name: tiny, data: {{name: digits}}, {networks}, methods: [student, sp]}}"
     (tmp_path / "experiment.yaml").write_text(text, encoding="utf-8")
     assert len(report.read_runs(tmp_path)) == 11
 

@@ -100,7 +100,7 @@ def test_runs_on_other_images_are_not_mixed(tmp_path, left):
         run_experiment(experiment, tmp_path / "runs", listener)
     assert str(caught.value) == (
         f"{folder} was trained on other images than the data have now (digest {RECORDED}). Received: {digest}. "
-        "Nothing was changed. Bring the images back as they were, or train anew into another folder (--out of `spkd run`)."
+        "Nothing was changed. Bring the images back as they were, or train anew into another folder (`spkd run --out`)."
     )
     assert untrained(listener.told)
     for harmless in (digest, None):  # of before digests were recorded

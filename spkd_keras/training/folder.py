@@ -182,7 +182,8 @@ def check_same_data(folder: Path, recorded: str | None, digest: str) -> None:
     if recorded not in (None, digest):
         raise ExperimentError(
             f"{folder} was trained on other images than the data have now (digest {recorded}). Received: {digest}. "
-            "Nothing was changed. Bring the images back as they were, or train anew into another folder (--out of `spkd run`)."
+            "Nothing was changed. Bring the images back as they were, or train anew into another folder (`spkd run "
+            "--out`)."
         )
 
 
