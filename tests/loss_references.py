@@ -28,7 +28,9 @@ def unit(vector):
 
 
 def pearson(one, other):
-    """0 where one of the two does not vary."""
+    """0 where one of the two does not vary, 1 where neither does: they agree."""
+    if np.ptp(one) == 0 and np.ptp(other) == 0:
+        return 1.0
     return float(np.sum(unit(one - np.mean(one)) * unit(other - np.mean(other))))
 
 
@@ -80,7 +82,7 @@ def decoupled_distillation(teacher, student, alpha=1.0, beta=8.0, temperature=4.
 
 
 def dist(teacher, student, beta=1.0, gamma=1.0, temperature=1.0):
-    """Huang et al. 2022; T^2 as in their code for classification."""
+    """Huang et al. 2022; T^2 as in their code for classification, where what varies in neither correlates by 0."""
     one, other = (np.exp(log_softmax(logits, temperature)) for logits in (teacher, student))
     inter = np.mean([1 - pearson(*rows) for rows in zip(one, other, strict=True)])
     intra = np.mean([1 - pearson(*columns) for columns in zip(one.T, other.T, strict=True)])

@@ -58,6 +58,15 @@ def test_show_digits(here):
     assert picture.std() > 10, "something is drawn"
 
 
+def test_show_what_is_tested_with_where_it_is_a_part_of_train():
+    result = call("data", "show", "digits", "--set", "test=0.2")
+    said = words(result.stdout)
+    # Of the 898 digits to train on.
+    assert "train without test and validation" in said
+    assert "0.1 of train without test, stratified, seed 0" in said
+    assert "test 180 18 0.2 of train, stratified, seed 0" in said
+
+
 def test_show_digits_as_json(here):
     result = call("data", "show", "digits", "--json", "--out", "drawn.png")
     assert (result.exit_code, result.stderr) == (0, "")

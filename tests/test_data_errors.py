@@ -207,6 +207,31 @@ def test_a_prepared_image_that_is_none_or_of_another_size_says_so(tmp_path, monk
     assert "File" not in refused
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 GiB"),
+        PermissionError(13, "Permission denied"),
+        ImportError("No module named 'array_record'"),
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"),
+        tf.errors.PermissionDeniedError(None, None, "a.tfrecord; Permission denied"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.usefixtures("nothing_prepared")
+def test_what_is_no_damage_is_not_answered_with_removing_the_set(tmp_path, monkeypatch, error):
+    def unreadable(*_):
+        raise error
+
+    monkeypatch.setattr(Cinic10, "IMAGES_IN_SPLIT", 10)
+    monkeypatch.setattr(prepared, "_in_memory", unreadable)
+    cinic10(tmp_path, 1)
+    prepare("cinic10", manual_dir=tmp_path)
+    with pytest.raises(type(error)) as caught:
+        load("cinic10", image_size=32)
+    assert caught.value is error
+
+
 def test_each_augmentation_is_the_one_that_is_asked_for():
     spec = Data(name="digits", augmentation="cifar", mixup=0.1, randaugment=0.3)
     assert augmentation(spec) == Augmentation("cifar", mixup=0.1, randaugment=0.3)

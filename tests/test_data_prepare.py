@@ -1,23 +1,23 @@
 """Preparing from archives: what is whole is read as it was written, and what is not leaves nothing behind."""
 
-import hashlib
 import io
 import re
 import shutil
 import socket
 import tarfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from pictures import CINIC10_ARCHIVE, DTD_ARCHIVE, DTD_CLASSES, archive, cinic10, dtd_members
+from pictures import CINIC10_ARCHIVE, DTD_ARCHIVE, DTD_CLASSES, archive, cinic10, dtd_members, photo_folder
+from typer.testing import CliRunner
 
+from spkd_keras.cli import app
 from spkd_keras.data import Images, Photos, load, prepared
 from spkd_keras.data import prepare as prepare_module
 from spkd_keras.data.builders import Cinic10
-from spkd_keras.data.prepare import _Files, check_prepared, find_builder, prepare
+from spkd_keras.data.prepare import check_prepared, find_builder, prepare
 
 OF_CLASS = 2  # images in each of the ten classes of each part
 LABELS = tfds.features.ClassLabel(names=["one", "other"])
@@ -138,23 +138,6 @@ def test_without_a_network(here, monkeypatch):
     prepare("cinic10", manual_dir=here / "manual")  # needs none
 
 
-@pytest.mark.parametrize(("variable", "asked"), [("https_proxy", False), ("http_proxy", True), (None, True)])
-def test_behind_a_proxy_nobody_need_know_the_host(monkeypatch, variable, asked):
-    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    if variable:
-        monkeypatch.setenv(variable, "http://proxy.there.org:3128")
-    hosts = []
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port: hosts.append(host))
-    prepare_module._check_reachable("https://there.org/a.zip", None)
-    assert hosts == ["there.org"] * asked
-    hosts.clear()
-    monkeypatch.setenv("no_proxy", "there.org")
-    prepare_module._check_reachable("https://there.org/a.zip", None)
-    assert hosts == ["there.org"]
-
-
 def test_one_archive_of_another_name_is_taken(here):
     cinic10(here / "manual", OF_CLASS)
     (here / "manual" / CINIC10_ARCHIVE).rename(here / "manual" / "mine.tar.gz")
@@ -169,17 +152,6 @@ def test_no_archive_is_taken_for_two(here):
     (here / "manual" / "horse-or-human.zip").write_bytes(b"PK")
     said = refusal(FileNotFoundError, "horses_or_humans", here / "manual")
     assert "must have the file validation-horse-or-human.zip, which is at " in said
-
-
-@pytest.mark.parametrize("order", [("train", "test"), ("test", "train")])
-def test_no_archive_is_taken_for_two_one_after_the_other(here, order):
-    archive(here / "manual" / "test.tar.gz", {"readme": b""})
-    builder = SimpleNamespace(url_infos={})
-    files = _Files(None, builder, here / "manual", print)
-    one, other = (f"https://there.org/{part}.tar.gz" for part in order)
-    assert files.download(one) == files.download(one) == here / "manual" / "test.tar.gz"
-    with pytest.raises(FileNotFoundError, match=f"test.tar.gz was taken for {one}, and is wanted for {other}"):
-        files.download(other)
 
 
 @pytest.mark.parametrize(("limit", "value"), [("LARGE", 32 * 32 * 3), ("LARGE_ARCHIVES", 0)])
@@ -227,6 +199,16 @@ def test_what_is_prepared_is_left_alone(here):
     before = prepare("cinic10", manual_dir=here / "manual").data_dir
     (here / "manual" / CINIC10_ARCHIVE).unlink()
     assert prepare("cinic10").data_dir == before
+
+
+@pytest.mark.parametrize("name", ["digits", "image_folder"])
+def test_what_needs_no_preparation_says_how_it_is_shown(tmp_path, monkeypatch, name):
+    with pytest.raises(ValueError, match=f"^{name} needs no preparation.") as caught:
+        prepare(name)
+    photo_folder(tmp_path / "FOLDER", {"train": 5, "test": 1})
+    monkeypatch.chdir(tmp_path)
+    command = re.search("`spkd (.*)`", str(caught.value)).group(1).split()
+    assert CliRunner().invoke(app, [*command, "--set", "validation=0"]).exit_code == 0
 
 
 # --- DTD -------------------------------------------------------------------------------------------------------------
@@ -330,9 +312,8 @@ def test_an_archive_of_dtd_that_is_not_whole(here, textures, changes, said):
 
 def test_an_archive_of_dtd_without_its_lists(here, textures):
     archive(here / "manual" / DTD_ARCHIVE, {name: value for name, value in textures.items() if "labels" not in name})
-    with pytest.raises((ValueError, OSError)) as caught:
-        prepare("dtd/fold3", manual_dir=here / "manual")
-    assert "/spkd-" not in str(caught.value)
+    said = refusal(ValueError, "dtd/fold3", here / "manual")
+    assert said.endswith("The archive of DTD must have its lists. Not found: dtd/labels/train3.txt.")
 
 
 def test_a_photo_in_an_archive_that_cannot_be_decoded(here, textures):
@@ -349,12 +330,3 @@ def test_a_full_disk_is_not_the_fault_of_an_archive(here, monkeypatch):
     monkeypatch.setattr(prepare_module.tempfile, "TemporaryDirectory", full)
     with pytest.raises(OSError, match="No space left"):
         prepare("cinic10", manual_dir=here / "manual")
-
-
-@pytest.mark.parametrize("same", [True, False])
-def test_an_archive_that_tfds_knows_is_taken_without_a_word(here, same):
-    file, told = archive(here / "manual" / "a.tar.gz", {"readme": b""}), []
-    checksum = hashlib.sha256(file.read_bytes()).hexdigest() if same else "0" * 64
-    builder = SimpleNamespace(url_infos={"https://there.org/a.tar.gz": SimpleNamespace(checksum=checksum, size=7)})
-    assert _Files(None, builder, here / "manual", told.append).download("https://there.org/a.tar.gz") == file
-    assert len(told) == (not same)

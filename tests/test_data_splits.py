@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from pictures import numbered, rows
+from pictures import numbered, photo_folder, rows
 
 from spkd_keras.data import DATASETS, Images, Photos, check_images, held_out, load
+from spkd_keras.experiment import Data, ExperimentError, validated
 
 
 @pytest.fixture
@@ -37,6 +38,65 @@ def test_sizes_and_origin_of_the_parts(validation, train_fraction, sizes, origin
         assert rows(part) <= rows(numbered(200)), "the labels stay with their images"
     if parts.validation:
         assert not rows(parts.train) & rows(parts.validation)
+
+
+@pytest.mark.usefixtures("sets")
+@pytest.mark.parametrize(
+    ("fields", "sizes", "origin"),
+    [
+        # Of 200 images: test first, then validation of what it leaves, then the fraction of the rest.
+        (
+            {"test": 0.2},
+            (144, 16, 40),
+            ("train without test and validation", "0.1 of train without test, stratified, seed 0"),
+        ),
+        ({"test": 0.2, "validation": 0}, (160, None, 40), ("train without test", None)),
+        (
+            {"test": 0.2, "validation": 0.2, "train_fraction": 0.25},
+            (32, 32, 40),
+            ("0.25 of train without test and validation", "0.2 of train without test, stratified, seed 0"),
+        ),
+    ],
+)
+def test_images_to_test_with_can_be_held_out_too(fields, sizes, origin):
+    parts = load("two", **fields)
+    chosen = [part for part in (parts.train, parts.validation, parts.test) if part]
+    assert [len(part) for part in chosen] == [size for size in sizes if size]
+    held = {"validation": origin[1], "test": "0.2 of train, stratified, seed 0"}
+    assert parts.origin == {"train": origin[0], **held}
+    assert len(set().union(*map(rows, chosen))) == sum(map(len, chosen)), "no image is in two parts"
+    assert set().union(*map(rows, chosen)) <= rows(numbered(200))
+    assert np.bincount(parts.test.labels).tolist() == [20, 20]
+
+
+@pytest.mark.usefixtures("sets")
+def test_images_to_test_with_depend_on_the_seed_and_not_on_what_else_is_held_out():
+    first = load("two", test=0.2)
+    assert rows(load("two", test=0.2, validation=0.3, train_fraction=0.5).test) == rows(first.test)
+    assert rows(load("two", test=0.2, validation_seed=1).test) != rows(first.test)
+
+
+def test_photos_without_a_folder_to_test_with(tmp_path):
+    photo_folder(tmp_path, {"train": 10})
+    folder = {"path": str(tmp_path), "image_size": 8}
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  (all of it is compared)
+        load("image_folder", **folder)
+    assert str(caught.value) == (
+        "`test`: image_folder has no split 'test'. It has train. Hold a part of train out for it: test: 0.2."
+    )
+    parts = load("image_folder", **folder, test=0.2, validation=0.25)
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (12, 4, 4)
+    assert len({*parts.train.numbers, *parts.validation.numbers, *parts.test.numbers}) == 20
+
+
+@pytest.mark.parametrize("test", [0.0, 1.0, -0.1, 1.5, 1, True, None, ["test"]])
+def test_what_no_fraction_to_test_with_is(test):
+    with pytest.raises(ExperimentError, match=r"must be the name of a split or a fraction above 0 and below 1"):
+        validated(Data, {"name": "digits", "test": test}, "data")
+    assert validated(Data, {"name": "digits", "test": 0.2}, "data").test == 0.2
+    if isinstance(test, float):
+        with pytest.raises(ValueError, match=f"`test` must be a split or a fraction .* Received: test={test}"):
+            load("digits", test=test)
 
 
 @pytest.mark.usefixtures("sets")

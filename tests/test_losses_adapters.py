@@ -1,5 +1,7 @@
 """The layers that the losses put on the student's tap."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +11,15 @@ from networks import CLASSES, cross_entropy, images, small_network
 from numpy.testing import assert_allclose
 
 from spkd_keras import Distiller, Term
-from spkd_keras.losses import LOSSES, Hint, InterChannelCorrelation, Projection, SoftTargets, VariationalInformation
+from spkd_keras.losses import (
+    LOSSES,
+    Hint,
+    InterChannelCorrelation,
+    Projection,
+    SoftTargets,
+    VariationalHead,
+    VariationalInformation,
+)
 
 TEACHER = (None, 4, 4, 6)
 RANDOM = np.random.default_rng(3)
@@ -66,9 +76,12 @@ def test_the_adapter_normalises_by_the_batch_in_training_and_keeps_still_in_eval
 
 def test_hints_of_two_sizes_are_refused_with_what_to_do():
     terms = [Term(Hint(), teacher="stage1", student="stage2")]
-    with pytest.raises(ValueError, match=r"(?i)name other layers.*adapter") as caught:
+    with pytest.raises(ValueError, match=r"Name other layers.*`adapter` in Python, for example (.*)\.$") as caught:
         Distiller(small_network(6), small_network(4), terms)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("for example keras.layers.AveragePooling2D(2).")
+    adapter = keras.Sequential([keras.layers.AveragePooling2D(2), keras.layers.Conv2D(6, 1)])
+    Distiller(small_network(6), small_network(4), [Term(Hint(), teacher="stage2", student="stage1", adapter=adapter)])
 
 
 def head_by_hand(head, x, channels):
@@ -125,9 +138,20 @@ def test_the_variance_is_trained_to_the_mean_squared_error_of_its_channel():
 
 @pytest.mark.parametrize("student_shape", [(None, 2, 2, 3), (None, 6, 6, 3), (None, 4, 6, 3)])
 def test_maps_that_cannot_be_pooled_to_the_size_of_the_teacher_are_refused(student_shape):
-    with pytest.raises(ValueError, match=r"(?i)name .*layers.*adapter") as caught:
+    with pytest.raises(ValueError, match=r"must be of the teacher's size or a multiple of it\. Received: ") as caught:
         VariationalInformation().default_adapter(TEACHER, student_shape)
     assert "\n" not in str(caught.value)
+
+
+def test_a_head_that_cannot_be_made_is_told_with_what_to_do_once():
+    terms = [Term(VariationalInformation(), teacher="stage1", student="stage2")]
+    with pytest.raises(ValueError, match="of the teacher's size or a multiple") as caught:
+        Distiller(small_network(6), small_network(4), terms)
+    said = str(caught.value)
+    assert said.count("Name ") == said.count("`adapter`") == 1
+    assert said.endswith("a keras.Sequential that begins with keras.layers.UpSampling2D(2).")
+    adapter = keras.Sequential([keras.layers.UpSampling2D(2), VariationalHead(6, (8, 8))])
+    Distiller(small_network(6), small_network(4), [dataclasses.replace(terms[0], adapter=adapter)])
 
 
 @pytest.mark.parametrize("projectors", [1, 3, 5])

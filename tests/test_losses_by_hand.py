@@ -83,10 +83,25 @@ def test_dist(temperature, student, inter, intra):
 def test_dist_between_images_of_three_classes():
     # Centred (2, -1, -1)/12 and (-1, 2, -1)/12: dot product -3/144, squared lengths 6/144, correlation -1/2. Only the
     # first image differs. Class 1: the teacher's 1/2, 1/4 fall, the student's 1/4, 1/4 do not vary: 0. Class 2: the
-    # teacher's 1/4, 1/2 rise, the student's 1/2, 1/2 do not vary: 0. Class 3 varies in neither: 0.
+    # teacher's 1/4, 1/2 rise, the student's 1/2, 1/2 do not vary: 0. Class 3 varies in neither: they agree, 1.
     teacher, student = [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]], [[0.25, 0.5, 0.25], [0.25, 0.5, 0.25]]
     result = value("dist", logits(teacher), logits(student), beta=1.0, gamma=10.0)
-    assert_allclose(result, (1.5 + 0) / 2 + 10 * 1, rtol=1e-6)
+    assert_allclose(result, (1.5 + 0) / 2 + 10 * (1 + 1 + 0) / 3, rtol=1e-6)
+
+
+def test_dist_where_nothing_varies():
+    # Over a batch of one no class varies, in teacher or student, so that only the classes of the image count: their
+    # correlation is -1/2, as above. An image whose classes are all alike agrees with another such.
+    teacher, student = logits([[0.5, 0.25, 0.25]]), logits([[0.25, 0.5, 0.25]])
+    assert_allclose(value("dist", teacher, student, beta=1.0, gamma=10.0), 1.5, rtol=1e-6)
+    same = np.array([[3.0, 1.0, 0.0, 0.0], [1.0, 3.0, 0.0, 0.0], [5.0, 5.0, 5.0, 5.0]])
+    for batch in (same, same[:1], same[2:]):
+        assert_allclose(value("dist", batch, batch), 0, atol=1e-12)
+        student = tf.constant(batch)
+        with tf.GradientTape() as tape:
+            tape.watch(student)
+            result = LOSSES["dist"](dtype="float64")(batch[:, ::-1], student)
+        assert np.all(np.isfinite(tape.gradient(result, student)))
 
 
 @pytest.mark.parametrize(

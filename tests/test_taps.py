@@ -241,6 +241,25 @@ def test_the_embedding_is_what_goes_into_the_last_dense_layer() -> None:
     assert taps.resolve(model, None, "embedding", "teacher") == (taps.Tap("logits", is_input=True),)
 
 
+@pytest.mark.parametrize(
+    "end", [[], [layers.Softmax()], [layers.Activation("relu"), layers.Identity()], [layers.Rescaling(0.5)]]
+)
+def test_the_embedding_is_found_behind_what_follows_the_classifier(end: list[layers.Layer]) -> None:
+    inner = keras.Sequential([keras.Input((6,)), layers.Dense(4, name="logits"), *end], name="head")
+    model = keras.Sequential([keras.Input(IMAGE_SHAPE), layers.Flatten(), layers.Dense(6), inner, *end])
+    assert taps.resolve(model, None, "embedding", "teacher") == (taps.Tap("head/logits", is_input=True),)
+
+
+def test_a_dense_layer_that_weighs_channels_is_no_classifier() -> None:
+    x = image = keras.Input(IMAGE_SHAPE)
+    x = layers.Conv2D(6, 3)(x)
+    excited = layers.Dense(6, "sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    x = layers.Conv2D(4, 1)(layers.Multiply()([x, excited]))
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(x))
+    with pytest.raises(ValueError, match="has no dense layer, where this loss looks by default"):
+        taps.resolve(model, None, "embedding", "teacher")
+
+
 def test_names_of_terms() -> None:
     teacher, student = small_network(8), small_network()
     model = Distiller(

@@ -20,7 +20,7 @@ def load(
     path: str | None = None,
     image_size: int | None = None,
     validation: float | str | None = None,
-    test: str = "test",
+    test: float | str = "test",
     train_fraction: float = 1.0,
     validation_seed: int = 0,
 ) -> Splits:
@@ -32,7 +32,8 @@ def load(
         image_size: side to which images are brought; photos of different sizes need it.
         validation: name of the split to choose hyper-parameters by, or the fraction of the training images, stratified
             by class, that is held out for it (0 for none). None is the set's own validation split, or a tenth.
-        test: name of the split to report.
+        test: name of the split to report, or the fraction of the train split, stratified by class, that is held out for
+            it, before anything else is.
         train_fraction: fraction of the training images to use, stratified by class.
         validation_seed: of the choice of held-out images.
 
@@ -47,37 +48,57 @@ def load(
     splits, read = _open(name, path, image_size)
     own = next((split for split in VALIDATION_NAMES if split in splits and split != test), None)
     validation = (own or HELD_OUT) if validation is None else validation
-    for key, split in (("test", test), ("train", "train"), ("validation", validation)):
-        if isinstance(split, str) and split not in splits:
-            raise ValueError(f"`{key}`: {name} has no split {split!r}. It has {', '.join(splits)}.")
-    if len({"train", test, validation}) < 3:
-        raise ValueError(
-            "`validation` and `test` must be other splits than train and each other. "
-            f"Received: validation={validation!r}, test={test!r}."
-        )
-    for key, fraction, valid in (
-        ("validation", validation, "from 0 to below 1"),
-        ("train_fraction", train_fraction, "above 0, up to 1"),
-    ):
-        if not isinstance(fraction, str) and not (0 <= fraction < 1 if key == "validation" else 0 < fraction <= 1):
-            raise ValueError(f"`{key}` must be a fraction {valid}. Received: {key}={fraction!r}.")
+    _check_parts(name, splits, validation, test)
+    if not 0 < train_fraction <= 1:
+        raise ValueError(f"`train_fraction` must be above 0, up to 1. Received: train_fraction={train_fraction!r}.")
 
     def checked(split: str) -> AnyImages:
         images = read(split)
         check_images(images, f"The {split} part of {name}")
         return images
 
-    train, chosen_by, origin = checked("train"), None, {"train": "train", "validation": None, "test": test}
-    if isinstance(validation, str):
-        chosen_by, origin["validation"] = checked(validation), validation
-    elif validation > 0:
-        train, chosen_by = held_out(train, validation, "validation", validation_seed)
-        origin["validation"] = f"{validation:g} of train, stratified, seed {validation_seed}"
-        origin["train"] = "train without validation"
+    rest, taken = checked("train"), ["train"]
+    parts: dict[str, AnyImages] = {}
+    origin: dict[str, str | None] = {"train": None, "validation": None, "test": None}
+    for part, source in (("test", test), ("validation", validation)):
+        if isinstance(source, str):
+            parts[part], origin[part] = checked(source), source
+        elif source > 0:
+            origin[part] = f"{source:g} of {_without(taken)}, stratified, seed {validation_seed}"
+            rest, parts[part] = held_out(rest, source, part, validation_seed)
+            taken.append(part)
+    origin["train"] = _without(taken)
     if train_fraction < 1:
-        _, train = held_out(train, train_fraction, "train_fraction", validation_seed)
+        _, rest = held_out(rest, train_fraction, "train_fraction", validation_seed)
         origin["train"] = f"{train_fraction:g} of {origin['train']}"
-    return Splits(train, chosen_by, checked(test), origin)
+    return Splits(rest, parts.get("validation"), parts["test"], origin)
+
+
+def _check_parts(name: str, splits: Sequence[str], validation: float | str, test: float | str) -> None:
+    """Checks that the parts can be what they are asked to be.
+
+    Raises:
+        ValueError: if there is no such split, one is named twice, or a fraction is out of range.
+    """
+    for key, split in (("test", test), ("train", "train"), ("validation", validation)):
+        if isinstance(split, str) and split not in splits:
+            advice = " Hold a part of train out for it: test: 0.2." if key == "test" and "test" not in splits else ""
+            raise ValueError(f"`{key}`: {name} has no split {split!r}. It has {', '.join(splits)}.{advice}")
+    named = [split for split in ("train", test, validation) if isinstance(split, str)]
+    if len(set(named)) < len(named):
+        raise ValueError(
+            "`validation` and `test` must be other splits than train and each other. "
+            f"Received: validation={validation!r}, test={test!r}."
+        )
+    if not isinstance(test, str) and not 0 < test < 1:
+        raise ValueError(f"`test` must be a split or a fraction above 0 and below 1. Received: test={test!r}.")
+    if not isinstance(validation, str) and not 0 <= validation < 1:
+        raise ValueError(f"`validation` must be a fraction from 0 to below 1. Received: validation={validation!r}.")
+
+
+def _without(taken: Sequence[str]) -> str:
+    """Returns what a split is called of which parts were taken."""
+    return " without ".join([taken[0], " and ".join(taken[1:])]) if taken[1:] else taken[0]
 
 
 def _open(name: str, path: str | None, image_size: int | None) -> tuple[Sequence[str], Reader]:

@@ -2,13 +2,10 @@
 
 import difflib
 import functools
-import gzip
-import hashlib
 import math
 import socket
 import sys
 import tempfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import keras
 import tensorflow_datasets as tfds
 
 from spkd_keras.data import builders  # noqa: F401  (registers them)
+from spkd_keras.data.archives import check_whole, sha256
 
 ALIASES = {"dtd": "dtd_folds"}  # TFDS' own has the first fold only
 NOT_OF_TFDS = ("digits", "image_folder")
@@ -95,9 +93,9 @@ def prepare(
 ) -> Any:
     """Downloads a data set, or takes its archives from a folder, and writes it as TFDS does.
 
-    What fails leaves nothing that looks prepared. Archives in the folder are compared with the checksum that TFDS
-    knows. One that was packed anew has another: that is told, and its content is checked by the archive's own checksum
-    and by the builder.
+    What fails leaves nothing that looks prepared. Archives are compared with the checksum that TFDS knows, before any
+    of them is read. One that was packed anew has another, and those of some sets have none: then the archive must be
+    whole by its own checksum or end, and the builder checks its content. A download that fails this is removed.
 
     Args:
         name: as TFDS has it.
@@ -114,7 +112,8 @@ def prepare(
         OSError: if it cannot be downloaded or written.
     """
     if name in NOT_OF_TFDS:
-        raise ValueError(f"{name} needs no preparation. Use it as it is: `spkd data show {name}`.")
+        options = " --set path=FOLDER --set image_size=224" if name == "image_folder" else ""
+        raise ValueError(f"{name} needs no preparation. Use it as it is: `spkd data show {name}{options}`.")
     builder = find_builder(name, data_dir)
     if builder.is_prepared():
         return builder
@@ -122,11 +121,13 @@ def prepare(
         builder = find_builder(name, data_dir, file_format="array_record")
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise ValueError(f"--manual-dir must be a folder. Received: {manual_dir}.")
-    split_generators = builder._split_generators
+    split_generators, all_files = builder._split_generators, []
 
     @functools.wraps(split_generators)  # TFDS looks at the signature
     def from_files(manager: Any, *args: Any, **kwargs: Any) -> Any:
-        return split_generators(_Files(manager, builder, manual_dir, notice), *args, **kwargs)
+        files = _Files(manager, builder, manual_dir, notice)
+        all_files.append(files)
+        return split_generators(files, *args, **kwargs)
 
     builder._split_generators = from_files
     if not sys.stderr.isatty():
@@ -137,12 +138,12 @@ def prepare(
         with tempfile.TemporaryDirectory(prefix="spkd-", dir=root) as extracted:  # TFDS would take an old one again
             config = tfds.download.DownloadConfig(manual_dir=manual_dir, extract_dir=extracted)
             builder.download_and_prepare(download_config=config)
-    except OSError as error:
-        # What has a number is the system's, and not what a reader says of an archive.
-        if manual_dir is None or error.errno is not None or isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(_broken(builder, manual_dir, error)) from error
     except Exception as error:  # whatever half an archive makes its reader raise
+        # What has a number is the system's, and not what a reader says of an archive.
+        if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and (manual_dir is None or error.errno)):
+            raise
+        for files in all_files:
+            files.forget()
         raise ValueError(_broken(builder, manual_dir, error)) from error
     return builder
 
@@ -150,13 +151,17 @@ def prepare(
 class _Files:
     """A TFDS download manager that takes files from a folder, or says at once that there is no network.
 
-    TFDS itself tries for minutes, and takes a file of the user only if its checksum is the one it knows.
+    TFDS itself tries for minutes, and takes a file of the user only if its checksum is the one it knows. Sets that are
+    not for download, ImageNet among them, read the folder themselves: their archives are checked where they are opened.
     """
 
     def __init__(self, manager: Any, builder: Any, folder: str | Path | None, notice: Callable[[str], None]) -> None:
         self.manager, self.builder, self.notice = manager, builder, notice
         self.folder = None if folder is None else Path(folder)
+        self.known = builder.url_infos or {}
         self.taken: dict[Path, str] = {}
+        self.checked: set[Path] = set()
+        self.downloaded: list[Path] = []  # that TFDS could not check
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.manager, name)
@@ -168,16 +173,39 @@ class _Files:
             return keras.tree.map_structure(lambda address: self._in_folder(address, one), addresses)
         for address in keras.tree.flatten(addresses):
             _check_reachable(_url(address), self.builder)
-        return self.manager.download(addresses)
+        paths = self.manager.download(addresses)
+        files = dict(zip(map(Path, keras.tree.flatten(paths)), keras.tree.flatten(addresses), strict=True))
+        self.checked |= files.keys()
+        self.downloaded += [path for path, address in files.items() if _url(address) not in self.known]
+        for path in self.downloaded:
+            check_whole(path)
+        return paths
 
     def download_and_extract(self, addresses: Any) -> Any:
         """Returns the folder or file that each archive is extracted to, in the same structure."""
         return self.manager.extract(self.download(addresses))
 
+    def extract(self, archives: Any) -> Any:
+        """Returns the folder or file that each archive is extracted to, in the same structure."""
+        for archive in keras.tree.flatten(archives):
+            self._check(archive)
+        return self.manager.extract(archives)
+
+    def iter_archive(self, archive: Any) -> Any:
+        """Returns an iterator over names and contents in an archive."""
+        self._check(archive)
+        return self.manager.iter_archive(archive)
+
+    def forget(self) -> None:
+        """Removes downloads that may be damaged; TFDS would take them again."""
+        for path in self.downloaded:
+            path.unlink(missing_ok=True)
+            Path(f"{path}.INFO").unlink(missing_ok=True)
+
     def _in_folder(self, address: Any, one: bool) -> Path:
         """Returns the file of an address, which no other has: the test images are not the training images."""
         url, folder = _url(address), Path(str(self.folder))
-        path = folder / Path(urlparse(url).path).name
+        path = folder / _name(url)
         archives = [file for file in sorted(folder.iterdir()) if file.name.endswith(ARCHIVES)]
         if not path.is_file() and one and len(archives) == 1:
             path = archives[0]
@@ -187,16 +215,29 @@ class _Files:
             raise FileNotFoundError(
                 f"{path} was taken for {self.taken[path]}, and is wanted for {url}. {folder} must have both files."
             )
-        known = (self.builder.url_infos or {}).get(url)
-        if known is not None and _sha256(path) == known.checksum:
-            return path
-        _check_gzip(path)
-        if known is not None:
-            self.notice(
-                f"{path.name} is not byte for byte the file that TFDS knows ({known.size:,} bytes). It is taken if its "
-                "content is whole."
-            )
+        self._compare(path, self.known.get(url))
         return path
+
+    def _check(self, archive: Any) -> None:
+        """Checks an archive that a builder opens, by the checksum of its name."""
+        path = Path(getattr(archive, "path", archive))
+        self._compare(path, {_name(url): known for url, known in self.known.items()}.get(path.name))
+
+    def _compare(self, path: Path, known: Any) -> None:
+        """Checks, once, that a file is the one that TFDS knows, or else whole by itself."""
+        if path in self.checked:
+            return
+        same = known is not None and path.stat().st_size == known.size
+        if same and known.size >= LARGE_ARCHIVES:
+            self.notice(f"Reading {path.name} for its checksum: {known.size / 1e9:,.0f} GB, which takes a while.")
+        if not same or sha256(path) != known.checksum:
+            check_whole(path)
+            if known is not None:
+                self.notice(
+                    f"{path.name} is not byte for byte the file that TFDS knows ({known.size:,} bytes). It is taken if "
+                    "its content is whole."
+                )
+        self.checked.add(path)
 
 
 def _nearest(name: str, valid: list[str]) -> str:
@@ -208,22 +249,8 @@ def _url(address: Any) -> str:
     return getattr(address, "url", address)
 
 
-def _check_gzip(path: Path) -> None:
-    """Reads a gzip file to its end, where its checksum is; readers of archives stop before."""
-    with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            return
-    try:
-        with gzip.open(path) as content:
-            while content.read(2**20):
-                pass
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path.name} is not whole: {error}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _name(url: str) -> str:
+    return Path(urlparse(url).path).name
 
 
 def _check_reachable(url: str, builder: Any) -> None:
@@ -246,8 +273,8 @@ def _broken(builder: Any, manual_dir: str | Path | None, error: Exception) -> st
 
 
 def _addresses(builder: Any) -> list[str]:
-    module = __import__(type(builder).__module__, fromlist=["URL"])
-    return list(builder.url_infos or {}) or [url for url in [getattr(module, "URL", None)] if url]
+    own = getattr(builder, "URL", None)  # of the builders here, which have no checksums
+    return list(builder.url_infos or {}) or ([own] if own else [])
 
 
 def _own_name(builder: Any) -> str:

@@ -13,6 +13,14 @@ from spkd_keras.data.prepare import check_prepared, find_builder
 from spkd_keras.data.splits import AnyImages, Images, Photos
 
 BATCH = 1000
+# Of the machine and not of the files: to prepare the set again would not help.
+NOT_DAMAGE = (
+    MemoryError,
+    PermissionError,
+    ImportError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.PermissionDeniedError,
+)
 LARGEST_IN_MEMORY = 4 * 2**30  # bytes of a split's pixels, or of its encoded photos where they are not indexed
 
 
@@ -55,6 +63,8 @@ def prepared(name: str, size: int | None) -> tuple[Sequence[str], Callable[[str]
             if in_memory:
                 return _in_memory(builder, split, image, label, class_names)
             return _photos(builder, split, image, label, class_names, int(size or 0))
+        except NOT_DAMAGE:
+            raise
         except Exception as error:  # whatever TensorFlow or array_record make of damaged files
             raise ValueError(
                 f"The {split} part of {builder.data_dir} cannot be read; remove that folder and run "

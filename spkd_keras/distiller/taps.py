@@ -62,9 +62,9 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
     Args:
         model: the network.
         names: one layer's path, a tuple of them, or None for the default tap.
-        default_tap: `"logits"`; `"embedding"`: the input of the last dense layer; `"last_stage"`: the highest layer
-            named `stage<N>`, else what goes into the last global pooling or flatten, unless it is the pixels;
-            `"all_stages"`: every layer named `stage<N>`, in order.
+        default_tap: `"logits"`; `"embedding"`: the input of the dense layer that gives the output; `"last_stage"`: the
+            highest layer named `stage<N>`, else what goes into the last global pooling or flatten, unless it is the
+            pixels; `"all_stages"`: every layer named `stage<N>`, in order.
         role: "teacher" or "student", for the messages.
 
     Raises:
@@ -84,9 +84,8 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
             if name not in paths:
                 raise ValueError(_unknown_layer(name, list(paths), role, model.name))
         return tuple(Tap(name) for name in wanted)
-    dense = [path for path, layer in paths.items() if isinstance(layer, layers.Dense)]
-    if default_tap == "embedding" and dense:
-        return (Tap(dense[-1], is_input=True),)
+    if default_tap == "embedding" and (classifier := _classifier(model.outputs[0])):
+        return (Tap(next(path for path, layer in paths.items() if layer is classifier), is_input=True),)
     stages = sorted((int(found.group(1)), path) for path in paths if (found := re.search(r"(?:^|/)stage(\d+)$", path)))
     if default_tap == "all_stages" and stages:
         return tuple(Tap(path) for _, path in stages)
@@ -110,6 +109,20 @@ def resolve(model: keras.Model, names: str | tuple[str, ...] | None, default_tap
         f"The {role} '{model.name}' has {missing[default_tap]}, where this loss looks by default. Name the layers in "
         f"the term: {role}=... Its layers: {', '.join(paths)}."
     )
+
+
+def _classifier(tensor: Any) -> layers.Dense | None:
+    """Returns the dense layer that gives a network's output, for example before its activation; None if none does.
+
+    Others, as in a squeeze-and-excite block, do not classify.
+    """
+    operation, node, _ = tensor._keras_history
+    if is_graph(operation):
+        return _classifier(operation.outputs[0])
+    if isinstance(operation, layers.Dense):
+        return operation
+    given = operation._inbound_nodes[node].input_tensors
+    return _classifier(given[0]) if len(given) == 1 and not getattr(operation, "weights", None) else None
 
 
 def _unknown_layer(name: str, paths: list[str], role: str, model_name: str) -> str:

@@ -18,6 +18,7 @@ from spkd_keras.distiller.stand_in import Absent, Cached, StandIn
 from spkd_keras.distiller.term import Term
 from spkd_keras.models.copying import settle
 
+ADVICE = "Name other layers, or give the term an `adapter` in Python, for example"
 REFUSALS = (ValueError, TypeError, tf.errors.OpError)  # of shapes, by losses and layers
 
 
@@ -165,7 +166,7 @@ class Wiring:
             except REFUSALS as error:
                 raise ValueError(
                     f"The term '{name}' cannot put an adapter on the student's tap of shape {student_shape}: "
-                    f"{_one_line(error)} Name other layers, or give an `adapter` that fits."
+                    f"{_one_line(error)} {ADVICE} a keras.Sequential that begins with keras.layers.UpSampling2D(2)."
                 ) from error
         self.terms = {name: dataclasses.replace(term, adapter=adapters.get(name)) for name, term in self.terms.items()}
         return adapters
@@ -192,7 +193,7 @@ class Wiring:
             error = self._refusal(term, teacher, student)
             if error:
                 shapes = [keras.tree.map_structure(lambda x: tuple(x.shape[1:]), side) for side in (teacher, student)]
-                advice = " Name other layers, or give an `adapter`." if shapes[0] != shapes[1] else ""
+                advice = f" {ADVICE} keras.layers.AveragePooling2D(2)." if shapes[0] != shapes[1] else ""
                 raise ValueError(
                     f"The term '{name}' cannot compare the teacher's tap of shape {shapes[0]} with the student's of "
                     f"shape {shapes[1]}: {_one_line(error)}{advice}"

@@ -27,9 +27,10 @@ class Data(Section):
         randaugment: Keras' factor of RandAugment, 0 for none.
         validation: what hyper-parameters are chosen by: the name of a split, or the fraction of the training images,
             stratified by class, that is held out (0 for none). Default: the set's own validation split, or a tenth.
-        test: name of the split that is reported.
+        test: what is reported: the name of a split, or, for sets that have none, the fraction of the train split,
+            stratified by class, that is held out for it, before validation is.
         train_fraction: fraction of the other training images that is used, stratified by class.
-        validation_seed: of the choice of held-out images.
+        validation_seed: of the choice of held-out images, those to test with too.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Data(Section):
     cutmix: float = Field(0.0, ge=0, le=1)
     randaugment: float = Field(0.0, ge=0, le=1)
     validation: Any = None
-    test: str = "test"
+    test: Any = "test"
     train_fraction: float = Field(1.0, gt=0, le=1)
     validation_seed: int = Field(0, ge=0, lt=2**31)
 
@@ -53,6 +54,13 @@ class Data(Section):
         if validation is None or isinstance(validation, str) or (is_number and 0 <= validation < 1):
             return validation
         raise ValueError(f"must be the name of a split or a fraction from 0 to below 1, received {validation!r}")
+
+    @pydantic.field_validator("test")
+    @classmethod
+    def _check_test(cls, test: Any) -> Any:
+        if isinstance(test, str) or (isinstance(test, float) and 0 < test < 1):
+            return test
+        raise ValueError(f"must be the name of a split or a fraction above 0 and below 1, received {test!r}")
 
 
 class Schedule(Section):
@@ -181,7 +189,7 @@ class Teacher(Network):
 
 
 class WeightScheduleSpec(Section):
-    """How a term's weight changes: linear warm-up over epochs, cosine decay to zero, and zero from an epoch on."""
+    """How a term's weight changes: linear warm-up over epochs, cosine decay towards zero, and zero from an epoch on."""
 
     warm_up: int = Field(0, ge=0)
     decay: Literal["none", "cosine"] = "none"

@@ -101,6 +101,16 @@ class DistillationLoss(keras.losses.Loss):
         return {**super().get_config(), "dtype": self.dtype}
 
 
+class RowLoss(DistillationLoss):
+    """Base class of a loss whose every example has a row of a matrix: a subclass implements `call_rows` alone."""
+
+    batch_relational = True
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns one value per example, shape `(batch,)`; over several layers, the sum over their pairs."""
+        return self.call_rows(y_true, y_pred, None)
+
+
 def check_positive(**values: Any) -> None:
     """Checks that arguments are finite numbers above 0.
 

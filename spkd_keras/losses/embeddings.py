@@ -8,6 +8,7 @@ from keras import ops
 
 from spkd_keras.losses.base import (
     DistillationLoss,
+    RowLoss,
     Tap,
     at_least_float32,
     check_positive,
@@ -65,7 +66,7 @@ class RelationalDistance(DistillationLoss):
 
 
 @keras.saving.register_keras_serializable("spkd_keras")
-class RelationalAngle(DistillationLoss):
+class RelationalAngle(RowLoss):
     """RKD-A: three images form the same angles for the student as for the teacher.
 
         L = 1/b^3 sum_ijk h(cos_T(j, i, k) - cos_S(j, i, k)),  h: smooth L1,  cos of the angle at image i
@@ -78,11 +79,6 @@ class RelationalAngle(DistillationLoss):
     """
 
     default_tap: Tap = "embedding"
-    batch_relational = True
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Returns one value per example, shape `(batch,)`: of the angles at it."""
-        return self.call_rows(y_true, y_pred, None)
 
     def call_rows(self, y_true: Any, y_pred: Any, rows: slice | None) -> Any:
         """Returns the values of some examples, from the angles at them alone."""
@@ -96,7 +92,7 @@ class RelationalAngle(DistillationLoss):
 
 
 @keras.saving.register_keras_serializable("spkd_keras")
-class PKT(DistillationLoss):
+class PKT(RowLoss):
     """Probabilistic knowledge transfer: each image's neighbours are as probable for the student as for the teacher.
 
         L = 1/b^2 sum_ij p_T[i, j] log(p_T[i, j] / p_S[i, j]),  p: rows of (cosine + 1) / 2, scaled to sum one
@@ -110,11 +106,6 @@ class PKT(DistillationLoss):
     """
 
     default_tap: Tap = "embedding"
-    batch_relational = True
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Returns one value per example, shape `(batch,)`."""
-        return self.call_rows(y_true, y_pred, None)
 
     def call_rows(self, y_true: Any, y_pred: Any, rows: slice | None) -> Any:
         """Returns the values of some examples, from their rows of probabilities."""
@@ -129,12 +120,12 @@ class PKT(DistillationLoss):
 
 
 @keras.saving.register_keras_serializable("spkd_keras")
-class CorrelationCongruence(DistillationLoss):
+class CorrelationCongruence(RowLoss):
     """CC: images are correlated for the student as for the teacher, by a Gaussian kernel expanded into a series.
 
         L = 1/b^2 ||C_T - C_S||_F^2,  C_ij = exp(-2 gamma) sum_{p <= order} (2 gamma)^p / p! (f_i . f_j)^p,  ||f|| = 1
 
-    The published code weighs it by 0.02 in a variant of its own.
+    Code that peers compare with has another loss by this name, so that its weight of 0.02 is none for this one.
 
     Args:
         gamma: of the kernel, above 0, default 0.4.
@@ -148,7 +139,6 @@ class CorrelationCongruence(DistillationLoss):
     """
 
     default_tap: Tap = "embedding"
-    batch_relational = True
 
     def __init__(self, gamma: float = 0.4, order: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -156,10 +146,6 @@ class CorrelationCongruence(DistillationLoss):
         if type(order) is not int or order < 1:
             raise ValueError(f"`order` must be an integer of at least 1. Received: order={order!r}.")
         self.gamma, self.order = float(gamma), order
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Returns one value per example, shape `(batch,)`."""
-        return self.call_rows(y_true, y_pred, None)
 
     def call_rows(self, y_true: Any, y_pred: Any, rows: slice | None) -> Any:
         """Returns the values of some examples, from their rows of correlations."""

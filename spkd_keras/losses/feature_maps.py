@@ -68,7 +68,7 @@ def at_same_positions(teacher: Any, student: Any) -> tuple[Any, Any]:
     if any(max(side) % min(side) for side in sides):
         raise ValueError(
             "The height and width of one activation must be multiples of the other's. Received: "
-            f"{tuple(teacher.shape)} and {tuple(student.shape)}. Name layers of other sizes."
+            f"{tuple(teacher.shape)} and {tuple(student.shape)}."
         )
     return (
         _pooled(teacher, [max(1, of_teacher // of_student) for of_teacher, of_student in sides]),
@@ -181,7 +181,7 @@ class InterChannelCorrelation(DistillationLoss):
     Args: those of `DistillationLoss`.
 
     Reference: Liu et al., "Exploring Inter-Channel Correlation for Diversity-Preserved Knowledge Distillation",
-    ICCV 2021, eq. 3-5.
+    ICCV 2021, eq. 3-5, with 1/c and rows of length one as in the authors' code; the paper has 1/c^2 and F F^T as it is.
     """
 
     default_tap: Tap = "last_stage"

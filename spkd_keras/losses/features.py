@@ -13,6 +13,7 @@ from spkd_keras.losses.base import (
     at_least_float32,
     check_positive,
     check_same_size,
+    flat,
     unit,
 )
 from spkd_keras.losses.feature_maps import channel_adapter
@@ -35,9 +36,10 @@ class Hint(DistillationLoss):
 
         L = mean over positions and channels (a_T - adapter(a_S))^2
 
-    The adapter is a 1x1 convolution, or a dense layer for features without positions, and BatchNormalization. The two
-    maps must be of one size; name layers of one size, or an adapter that resizes. The published weight is 100 in the
-    code that peers compare with.
+    The adapter is a 1x1 convolution, or a dense layer for features without positions, and BatchNormalization. Where
+    channels agree there is none and the activations are compared as they are, while the paper and the code that peers
+    compare with always have a regressor, that code with BatchNormalization and ReLU. The two maps must be of one size;
+    name layers of one size, or an adapter that resizes. The published weight is 100 in that code.
 
     Args: those of `DistillationLoss`.
 
@@ -67,7 +69,7 @@ class VariationalHead(layers.Layer):
 
     Args:
         channels: of the teacher.
-        size: (height, width) of the teacher's map, or None to leave the student's as it is.
+        size: (height, width) of the teacher's map.
         initial_variance: of every channel.
         epsilon: the least variance.
 
@@ -80,13 +82,13 @@ class VariationalHead(layers.Layer):
     def __init__(
         self,
         channels: int,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, int],
         initial_variance: float = 5.0,
         epsilon: float = 1e-5,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.channels, self.size = channels, None if size is None else tuple(size)
+        self.channels, self.size = channels, tuple(size)
         self.initial_variance, self.epsilon = initial_variance, epsilon
         self.convolutions = [
             layers.Conv2D(channels, 1, use_bias=False, activation=activation, dtype=self.dtype_policy)
@@ -108,7 +110,7 @@ class VariationalHead(layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Returns means and variances."""
-        if self.size is not None and tuple(x.shape[1:3]) != self.size:
+        if tuple(x.shape[1:3]) != self.size:
             ratio = [a // b for a, b in zip(x.shape[1:3], self.size, strict=True)]
             x = ops.average_pool(x, ratio, ratio, padding="valid", data_format="channels_last")
         for convolution in self.convolutions:
@@ -164,7 +166,7 @@ class VariationalInformation(DistillationLoss):
         if None in (*sizes[0], *sizes[1]) or any(s % t for t, s in zip(*sizes, strict=True)):
             raise ValueError(
                 "The student's map must be of the teacher's size or a multiple of it. Received: "
-                f"{tuple(teacher_shape)} and {tuple(student_shape)}. Name layers of other sizes, or an adapter."
+                f"{tuple(teacher_shape)} and {tuple(student_shape)}."
             )
         size = (teacher_shape[1], teacher_shape[2])
         return VariationalHead(teacher_shape[-1], size, self.initial_variance, self.epsilon, name="variational_head")
@@ -255,7 +257,7 @@ class Projection(DistillationLoss):
         teacher, student = at_least_float32(y_true, y_pred)
         _check_same_shape(teacher, student)
         cosine = ops.sum(unit(teacher) * unit(student), axis=-1)
-        return 1 - (ops.mean(cosine, axis=tuple(range(1, len(cosine.shape)))) if len(cosine.shape) > 1 else cosine)
+        return 1 - ops.mean(flat(cosine), axis=-1)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration."""

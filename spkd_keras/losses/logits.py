@@ -7,7 +7,6 @@ from keras import ops
 
 from spkd_keras.losses.base import (
     DistillationLoss,
-    Tap,
     at_least_float32,
     centered,
     check_positive,
@@ -67,7 +66,6 @@ class SoftTargets(DistillationLoss):
     the gradient's size when T changes. Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024.
     """
 
-    default_tap: Tap = "logits"
     compares_classes = True
 
     def __init__(self, temperature: float = 4.0, standardize: bool = False, **kwargs: Any) -> None:
@@ -186,7 +184,6 @@ class DecoupledDistillation(DistillationLoss):
     Reference: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022.
     """
 
-    default_tap: Tap = "logits"
     compares_classes = True
     needs_labels = True
 
@@ -213,6 +210,8 @@ class DIST(DistillationLoss):
 
         L = T^2 (beta mean_i (1 - r(p_i, q_i)) + gamma mean_c (1 - r(p[:, c], q[:, c]))),  r: Pearson's correlation
 
+    What varies neither in the teacher nor in the student agrees, so that a batch of one has no second part; in the
+    authors' code its correlation is 0. What varies in one of them alone has a correlation of 0.
     Devices that share a batch each compute all of it, which is small: b * classes.
 
     Args:
@@ -227,7 +226,6 @@ class DIST(DistillationLoss):
     Reference: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, eq. 9-11.
     """
 
-    default_tap: Tap = "logits"
     compares_classes = True
     batch_relational = True
 
@@ -244,8 +242,9 @@ class DIST(DistillationLoss):
         teacher, student = (ops.softmax(logits / self.temperature, axis=-1) for logits in (teacher, student))
 
         def distance(axis: int) -> Any:
-            directions = [unit(centered(values, axis), axis) for values in (teacher, student)]
-            return 1 - ops.sum(directions[0] * directions[1], axis=axis)
+            one, other = (unit(centered(values, axis), axis) for values in (teacher, student))
+            vary = ops.any(ops.logical_or(one != 0, other != 0), axis=axis)
+            return ops.where(vary, 1 - ops.sum(one * other, axis=axis), 0.0)
 
         return self.temperature**2 * (self.beta * distance(-1) + self.gamma * ops.mean(distance(0)))
 

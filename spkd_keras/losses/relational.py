@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from spkd_keras.losses.base import DistillationLoss, Tap, at_least_float32, check_same_size, flat, stages, taken, unit
+from spkd_keras.losses.base import RowLoss, Tap, at_least_float32, check_same_size, flat, stages, taken, unit
 
 
 def similarity_matrix(activations: Any, rows: slice | None = None) -> Any:
@@ -59,7 +59,7 @@ def similarity_preserving(teacher: Any, student: Any, rows: slice | None = None)
 
 
 @keras.saving.register_keras_serializable("spkd_keras")
-class SimilarityPreserving(DistillationLoss):
+class SimilarityPreserving(RowLoss):
     """Similarity-preserving loss: the student matches the teacher's matrix of pairwise similarities.
 
         L_SP = 1/b^2 * sum over pairs of layers ||G_T - G_S||_F^2
@@ -75,13 +75,8 @@ class SimilarityPreserving(DistillationLoss):
     """
 
     default_tap: Tap = "last_stage"
-    batch_relational = True
     takes_sketches = True
     takes_several_layers = True
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Returns one value per example, shape `(batch,)`: of one pair of layers, or the sum over a list of pairs."""
-        return self.call_rows(y_true, y_pred, None)
 
     def call_rows(self, y_true: Any, y_pred: Any, rows: slice | None) -> Any:
         """Returns the values of some examples, from their rows of the matrices."""

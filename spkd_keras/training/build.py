@@ -283,7 +283,7 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any], place: str, a
     valid = _parameters(function)
     for argument in arguments:
         if valid is not None and argument not in valid:
-            raise ExperimentError(f"{place}: {unknown('key', argument, [*valid, *also])}")
+            raise ExperimentError(f"{place}: {unknown('key', argument, dict.fromkeys([*valid, *also]))}")
     try:
         return function(**arguments)
     except TypeError as error:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}  # and the archive's folders
 
@@ -20,6 +19,7 @@ class Cinic10(tfds.core.GeneratorBasedBuilder):
     Reference: Darlow et al., "CINIC-10 is not ImageNet or CIFAR-10", arXiv:1810.03505, 2018.
     """
 
+    URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz"
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "The official archive of 2018."}
     IMAGES_IN_SPLIT = 90_000
@@ -37,7 +37,7 @@ class Cinic10(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        archive = dl_manager.download(URL)
+        archive = dl_manager.download(self.URL)
         return {
             split: self._generate_examples(dl_manager.iter_archive(archive), folder) for split, folder in SPLITS.items()
         }
@@ -54,5 +54,5 @@ class Cinic10(tfds.core.GeneratorBasedBuilder):
         if found != self.IMAGES_IN_SPLIT:
             raise ValueError(
                 f"The archive of CINIC-10 must have {self.IMAGES_IN_SPLIT} images in {folder}. Received: {found}. "
-                f"Get the whole of it from {URL}."
+                f"Get the whole of it from {self.URL}."
             )

@@ -10,7 +10,6 @@ import tensorflow_datasets as tfds
 
 from spkd_keras.data.augmentation import decode
 
-URL = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
 NUM_FOLDS = 10
 SPLITS = {"train": "train", "validation": "val", "test": "test"}  # and the names of the archive's lists
 
@@ -24,6 +23,7 @@ class DtdFolds(tfds.core.GeneratorBasedBuilder):
     Reference: Cimpoi et al., "Describing Textures in the Wild", CVPR 2014.
     """
 
+    URL = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "The official archive, release 1.0.1."}
     BUILDER_CONFIGS: ClassVar[list[Any]] = [
@@ -45,7 +45,7 @@ class DtdFolds(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        root = Path(dl_manager.download_and_extract(URL)) / "dtd"
+        root = Path(dl_manager.download_and_extract(self.URL)) / "dtd"
         fold = self.builder_config.name.removeprefix("fold")
         return {split: self._generate_examples(root, f"{name}{fold}.txt") for split, name in SPLITS.items()}
 
