@@ -131,17 +131,6 @@ def test_so_many_gpus_are_used(monkeypatch):
         _use(3)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["run", "a.yaml", "--workers", "2", "--out", "x"], ["run", "a.yaml", "--out", "x"]),
-        (["run", "--workers=2", "a.yaml"], ["run", "a.yaml"]),
-    ],
-)
-def test_workers_get_the_command_without_the_option(arguments, expected):
-    assert launcher._without_workers(arguments) == expected
-
-
 # --- what is refused, and how workers are found ----------------------------------------------------------------------
 
 
