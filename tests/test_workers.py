@@ -45,11 +45,11 @@ def facts(tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_make_the_steps_of_one_device(facts):
     assert facts["replicas"] == 2
-    for data in ("arrays", "dataset"):  # of 48 images, and of 53 whose last batch is 3 and 2
+    for data in ("arrays", "dataset", "weighted_dataset"):  # of 48 images, and of 53 whose last batch is 3 and 2
         assert facts[data]["weights"] < 1e-5
         assert facts[data]["logs"] < 1e-5
         assert facts[data]["same_accuracy"]
-    assert facts["predictions"] < 1e-5
+    assert max(facts["predictions"]) < 1e-5  # of arrays and of a dataset
 
 
 @pytest.mark.slow
