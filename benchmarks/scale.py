@@ -215,9 +215,12 @@ def page() -> str:
         found = results["pairs"][name]
         images, pace = largest(found)
         rest = 1000 * (found["step"] - found["loss"][str(found["batch"])]) / found["batch"]
-        lines.append(
-            f"| {name} | {found['teacher']:,} / {found['student']:,} | {rest:.2f} | {pace / 1e9:.0f} | {images:,} |"
-        )
+        mark = " \\*" if "doubt" in found else ""
+        values = f"{found['teacher']:,} / {found['student']:,}"
+        lines.append(f"| {name} | {values} | {rest:.2f}{mark} | {pace / 1e9:.0f} | {images:,} |")
+    # Written beside a measurement by hand, and gone with it when it is measured again.
+    doubts = [found["doubt"] for found in results["pairs"].values() if "doubt" in found]
+    lines += [f"\n\\* {doubt}" for doubt in doubts]
     return "\n".join(lines) + "\n"
 
 

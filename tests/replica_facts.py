@@ -50,7 +50,10 @@ def one_answer():
     several = {count: trained(mirrored(count), validated=True) for count in (1, 2, 4)}
     found = {f"replicas_{count}": difference(alone, one) for count, one in several.items()}
     two, x = several[2], images(ODD)[0]
-    found["predictions"] = float(np.abs(two[2].predict(x, batch_size=BATCH, verbose=0) - two[2].student(x)).max())
+    predicted = [
+        two[2].predict(data, BATCH, verbose=0) for data in (x, tf.data.Dataset.from_tensor_slices(x).batch(BATCH))
+    ]
+    found["predictions"] = [float(np.abs(rows - two[2].student(x)).max()) for rows in predicted]
     found["keys"] = sorted(alone[1])
     original = replicas.of_term
     replicas.of_term = lambda loss, teacher, student, relational, share: original(loss, teacher, student, False, share)
@@ -85,16 +88,22 @@ class Batches(keras.utils.PyDataset):
 def uneven():
     """Batches of 16, 16, 16 and 5, over four replicas: of arrays the last one leaves two without."""
     few = {"similarity_preserving": TERMS["similarity_preserving"]}
-    alone, four = (
-        trained(strategy, ODD, terms=few, as_dataset=True, validated=True) for strategy in (None, mirrored(4))
-    )
-    return {
-        "dataset": difference(alone, four),
+    datasets = {"dataset": None, "weighted_dataset": {0: 0.5, 1: 2.0, 3: 0.0}}
+    found = {}
+    for name, weights in datasets.items():
+        given = {"terms": few, "as_dataset": True, "validated": True, "fitted": {"class_weight": weights}}
+        found[name] = difference(*(trained(strategy, ODD, **given) for strategy in (None, mirrored(4))))
+    return found | {
         "arrays": difference(trained(None, 47, terms=few), trained(mirrored(4), 47, terms=few)),
+        "shuffled_arrays": message(lambda: build(mirrored(4), terms=few).fit(*images(ODD), BATCH, verbose=0)),
+        "too_few_shuffled_arrays": message(lambda: build(mirrored(4), terms=few).fit(*images(51), BATCH, verbose=0)),
         "arrays_with_none": message(lambda: trained(mirrored(4), ODD, terms={})),
         # 54 and 64 images, of which Keras trains on 48 and on 53.
         "split": message(lambda: build(mirrored(4), terms={}).fit(*images(54), BATCH, 1, 0, None, 0.1)),
         "split_with_none": message(lambda: build(mirrored(4), terms={}).fit(*images(64), BATCH, validation_split=0.17)),
+        "held_out_apart": message(
+            lambda: build(mirrored(4), terms={}).fit(*images(64), BATCH, 1, 0, None, 0.17, images(16))
+        ),
         "too_few": message(lambda: trained(mirrored(4), 51, terms=few, as_dataset=True)),
         "generated": message(lambda: build(mirrored(4), terms=few).fit(Batches(), shuffle=False, verbose=0)),
         "indivisible": message(lambda: build(mirrored(4), terms={}).fit(*images(12), batch_size=6, verbose=0)),
@@ -119,6 +128,17 @@ def weighted():
     few = {"soft_targets": TERMS["soft_targets"]}
     alone = trained(None, 47, terms=few, fitted={"class_weight": weights})
     return difference(alone, trained(mirrored(2), 47, terms=few, fitted={"class_weight": weights}))
+
+
+def averaged_and_eager():
+    """The moving average of the weights, which `fit` ends with, and steps that are not compiled."""
+    few = {"similarity_preserving": TERMS["similarity_preserving"]}
+    averaging = {"optimizer": lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.8)}
+    found = {}
+    for name, built in {"averaged": averaging, "eager": {"run_eagerly": True}}.items():
+        alone, two = (trained(strategy, terms=few, **built) for strategy in (None, mirrored(2)))
+        found[name] = difference(alone, two)
+    return found
 
 
 def clipped():
@@ -212,8 +232,8 @@ def guarded():
     return found
 
 
-TRAINING = (one_answer, other_losses, uneven, inside_the_scope, weighted, clipped, half_precision, parts_apart, guarded)
-PARTS = (*TRAINING, refused, still_needed, runs)
+TRAINING = (one_answer, other_losses, uneven, inside_the_scope, weighted, averaged_and_eager, clipped, half_precision)
+PARTS = (*TRAINING, parts_apart, guarded, refused, still_needed, runs)
 
 
 def main():

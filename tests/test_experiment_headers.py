@@ -141,9 +141,10 @@ def test_all_ten_folds_are_run_and_then_taken_together(path):
     assert found == expected
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
+@pytest.mark.parametrize("path", [path for path in FILES if "cost" in header(path)], ids=name)
 def test_a_cost_is_a_number(path):
-    assert re.search(r"2 cores, CPU.*\d", header(path).get("cost", "2 cores, CPU: 1"), re.S)
+    told = " ".join(header(path)["cost"].split())
+    assert re.search(r"^2 cores, CPU\b.* \d+(\.\d+)? (ms|minutes?|hours?)\b", told)
 
 
 @pytest.mark.parametrize("path", PAPER, ids=name)

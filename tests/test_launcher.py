@@ -9,10 +9,11 @@ import sys
 import time
 
 import pytest
+from test_cli import call
 from test_workers import EXPERIMENT, heed_interruptions
 from tiny_experiment import untrained_teacher
 
-from spkd_keras.cli import launcher
+from spkd_keras.cli import launcher, runs
 from spkd_keras.experiment import ExperimentError
 
 HERE = pathlib.Path(__file__).parent
@@ -72,17 +73,31 @@ def test_ray_train_is_not_started_for_a_file_that_cannot_run(in_ray, tmp_path):
 def test_what_workers_are_started_with(no_cluster):
     started = []
     no_cluster.setattr(launcher, "launch", lambda *given: started.append(given) or 3)
-    no_cluster.setattr(sys, "argv", ["spkd", "run", "a.yaml", "--workers", "2"])
+    given = ["run", "a.yaml", "--workers", "2"]
+    no_cluster.setattr(sys, "argv", ["spkd", *given])
     assert launcher.start_workers(2, None) == 3
-    no_cluster.setattr(sys, "argv", ["spkd", "run", "--workers=2", "a.yaml", "--strategy", "multiworker"])
+    no_cluster.setattr(sys, "argv", ["spkd", *given, "--strategy", "multiworker"])
     assert launcher.start_workers(2, "multiworker") == 3
-    command = [sys.executable, "-m", "spkd_keras", "run", "a.yaml", "--strategy", "multiworker"]
-    assert started == [(command, 2)] * 2
+    assert started == [([sys.executable, "-m", "spkd_keras", *given, "--strategy", "multiworker"], 2)] * 2
     with pytest.raises(ExperimentError, match="Received: --strategy mirrored"):
         launcher.start_workers(2, "mirrored")
     no_cluster.setenv("TF_CONFIG", "{}")
     with pytest.raises(ExperimentError, match="Unset TF_CONFIG"):
         launcher.start_workers(2, None)
+
+
+def test_a_worker_starts_no_others(no_cluster, tmp_path):
+    asks = "import sys; from spkd_keras.cli.launcher import is_worker; sys.exit(0 if is_worker() else 3)"
+    assert not launcher.is_worker()
+    assert launcher.launch([sys.executable, "-c", asks], 2) == 0
+    started = []
+    no_cluster.setattr(runs, "start_workers", lambda *given: started.append(given) or 3)
+    (tmp_path / "shared.yaml").write_text(EXPERIMENT.format(teacher="teacher.keras"))
+    command = ("run", tmp_path / "shared.yaml", "--workers", "2", "--devices", "2")
+    assert call(*command).exit_code == 3
+    no_cluster.setenv(launcher.STARTED, "1")
+    assert "--devices needs --strategy" in call(*command).stderr  # what comes next
+    assert started == [(2, None)]
 
 
 LAST = "import json, os, sys, time; index = json.loads(os.environ['TF_CONFIG'])['task']['index']; "
@@ -119,6 +134,13 @@ def test_the_first_failure_is_told(capfd):
     code = "import json, os, sys; sys.exit('so it is' if json.loads(os.environ['TF_CONFIG'])['task']['index'] else 0)"
     assert launcher.launch([sys.executable, "-c", code], 2) == 1
     assert "worker 1 ended with exit code 1. It said: so it is" in capfd.readouterr().err
+
+
+def test_a_first_worker_that_is_killed_is_told(capfd):
+    """As the system does where memory is short."""
+    code = f"import os, signal; {LAST}index or os.kill(os.getpid(), signal.SIGKILL)"
+    assert launcher.launch([sys.executable, "-c", code], 2) == 1
+    assert capfd.readouterr().err == "spkd: worker 0 ended with signal 9.\n"
 
 
 def test_a_signal_ends_all(tmp_path):

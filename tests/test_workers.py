@@ -45,11 +45,11 @@ def facts(tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_make_the_steps_of_one_device(facts):
     assert facts["replicas"] == 2
-    for data in ("arrays", "dataset"):  # of 48 images, and of 53 whose last batch is 3 and 2
+    for data in ("arrays", "dataset", "weighted_dataset"):  # of 48 images, and of 53 whose last batch is 3 and 2
         assert facts[data]["weights"] < 1e-5
         assert facts[data]["logs"] < 1e-5
         assert facts[data]["same_accuracy"]
-    assert facts["predictions"] < 1e-5
+    assert max(facts["predictions"]) < 1e-5  # of arrays and of a dataset
 
 
 @pytest.mark.slow
@@ -129,17 +129,6 @@ def test_so_many_gpus_are_used(monkeypatch):
     assert seen == [(["one", "two"], "GPU"), (["one"], "GPU"), (["one", "two"], "GPU")]
     with pytest.raises(ExperimentError, match=r"--devices must be at most 2, .* Received: 3\."):
         _use(3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["run", "a.yaml", "--workers", "2", "--out", "x"], ["run", "a.yaml", "--out", "x"]),
-        (["run", "--workers=2", "a.yaml"], ["run", "a.yaml"]),
-    ],
-)
-def test_workers_get_the_command_without_the_option(arguments, expected):
-    assert launcher._without_workers(arguments) == expected
 
 
 # --- what is refused, and how workers are found ----------------------------------------------------------------------

@@ -74,14 +74,18 @@ def main():
     found["agreed_seeds"] = [[2 * (agreed % 1000)], devices.counts([agreed % 1000])]
     first = first_batch(devices)
     found["first_batches"] = [[2 * number for number in first], devices.counts(first)]
-    cases = {"arrays": {}, "dataset": {"count": ODD, "as_dataset": True}}
+    as_dataset = {"count": ODD, "as_dataset": True}
+    weighted = as_dataset | {"fitted": {"class_weight": {0: 0.5, 1: 2.0, 3: 0.0}}}
+    cases = {"arrays": {}, "dataset": as_dataset, "weighted_dataset": weighted}
     two = {name: trained(devices.strategy, validated=True, **case) for name, case in cases.items()}
     x = np.random.default_rng(0).integers(0, 256, (ODD, 8, 8, 1)).astype("uint8")
-    predicted = two["arrays"][2].predict(x, batch_size=16, verbose=0)
+    batches = tf.data.Dataset.from_tensor_slices(x).batch(16)
+    predicted = [two["arrays"][2].predict(data, 16, verbose=0) for data in (x, batches)]
     if devices.chief:
         for name, case in cases.items():
             found[name] = difference(trained(None, validated=True, **case), two[name])
-        found["predictions"] = float(np.abs(predicted - two["arrays"][2].student(x)).max())
+        alone = two["arrays"][2].student(x).numpy()
+        found["predictions"] = [float(np.abs(found - alone).max()) for found in predicted]
     devices.counts([0])
     y = np.zeros(ODD, "int32")
     model = plain_keras(devices.strategy, metrics=["accuracy"])

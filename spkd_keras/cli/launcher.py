@@ -18,6 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0  # seconds for the others to end by themselves when one has
 FAILED = 1
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+STARTED = "SPKD_STARTED_AS_WORKER"  # in the environment of those that have been started
 
 
 class _Worker(NamedTuple):
@@ -25,6 +26,11 @@ class _Worker(NamedTuple):
 
     process: Any
     errors: IO[str] | Any
+
+
+def is_worker() -> bool:
+    """Whether this process is one of those that `launch` has started: its command says `--workers` as well."""
+    return STARTED in os.environ
 
 
 def start_workers(count: int, strategy: str | None) -> int:
@@ -44,7 +50,7 @@ def start_workers(count: int, strategy: str | None) -> int:
         raise ExperimentError(f"--workers is for --strategy multiworker. Received: --strategy {strategy}.")
     if "TF_CONFIG" in os.environ:
         raise ExperimentError("--workers starts processes of its own. Unset TF_CONFIG, or leave --workers out.")
-    command = [sys.executable, "-m", "spkd_keras", *_without_workers(sys.argv[1:])]
+    command = [sys.executable, "-m", "spkd_keras", *sys.argv[1:]]
     return launch(command if strategy else [*command, "--strategy", "multiworker"], count)
 
 
@@ -89,7 +95,7 @@ def _start(command: Sequence[str], addresses: list[str], index: int) -> _Worker:
     errors = None if index == 0 else tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - read at the end
     process = subprocess.Popen(
         command,
-        env=os.environ | {"TF_CONFIG": json.dumps(config)},
+        env=os.environ | {"TF_CONFIG": json.dumps(config), STARTED: "1"},
         stdout=None if index == 0 else subprocess.DEVNULL,
         stderr=errors,
         start_new_session=True,  # a Ctrl-C is for this process, which passes it on
@@ -118,22 +124,15 @@ def _wait(workers: list[_Worker]) -> int | None:
 
 
 def _tell(workers: list[_Worker], failed: int) -> None:
-    """Says why a worker failed whose standard error nobody sees."""
+    """Says why a worker failed: one whose standard error nobody sees, or that had no time to say it."""
     process, errors = workers[failed]
-    if errors is None:
+    if errors is None and process.returncode > 0:
         return  # it said so itself
-    errors.seek(0)
-    said = errors.read().strip().splitlines()
+    said = _lines(errors) if errors else []
     ending = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
     print(f"spkd: worker {failed} ended with {ending}.{' It said: ' + said[-1] if said else ''}", file=sys.stderr)
 
 
-def _without_workers(arguments: Sequence[str]) -> list[str]:
-    """Returns the arguments of this command without `--workers` and its value."""
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if not skip and argument != "--workers" and not argument.startswith("--workers="):
-            kept.append(argument)
-        skip = argument == "--workers"
-    return kept
+def _lines(errors: IO[str]) -> list[str]:
+    errors.seek(0)
+    return errors.read().strip().splitlines()

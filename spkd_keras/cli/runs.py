@@ -22,7 +22,7 @@ from spkd_keras.cli.console import (
     say,
     starting_tensorflow,
 )
-from spkd_keras.cli.launcher import start_workers
+from spkd_keras.cli.launcher import is_worker, start_workers
 from spkd_keras.cli.options import File, Methods, Out, Overrides, Seeds, read_experiment
 from spkd_keras.cli.progress import ProgressObserver
 from spkd_keras.experiment import ExperimentError
@@ -66,7 +66,7 @@ def run(
     """
     with clear_errors():
         experiment = read_experiment(file, overrides, methods, seeds)
-        if workers is not None:
+        if workers is not None and not is_worker():
             raise typer.Exit(start_workers(workers, strategy))
         if devices is not None and strategy is None:
             raise ExperimentError("--devices needs --strategy, for example --strategy mirrored --devices 2.")

@@ -150,9 +150,10 @@ class GuardedTrainer(LoggedTrainer):
         """Trains on one batch as `keras.Model.train_on_batch` does, where there is one replica.
 
         Raises:
-            ValueError: if there are several replicas.
+            ValueError: if there are several, each of which Keras would give the whole batch.
             NotFiniteError: if the loss or the gradient is not finite. That step is not applied; later ones are.
         """
+        self.check_alone("train_on_batch", "fit")
         self.step_guard.begin_epoch()
         with self._clear_label_errors():
             results = super().train_on_batch(*args, **kwargs)
@@ -160,7 +161,8 @@ class GuardedTrainer(LoggedTrainer):
         return results
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates one batch as `keras.Model.test_on_batch` does; raises a ValueError for several replicas."""
+        """Evaluates one batch as `keras.Model.test_on_batch` does; raises a ValueError as `train_on_batch` does."""
+        self.check_alone("test_on_batch", "evaluate")
         with self._clear_label_errors():
             return super().test_on_batch(*args, **kwargs)
 

@@ -242,16 +242,20 @@ class Distiller(StudentKeeper):
             if self._wiring.follow_teacher():
                 self.train_function = self.test_function = None
         options = kwargs | dict(zip(strategy_checks.FIT_OPTIONS[: len(args)], args, strict=True))
-        strategy_checks.check_batch_size(strategy, x, batch_size, options.get("validation_split") or 0.0)
+        strategy_checks.check_batch_size(strategy, x, batch_size)
         with (
             self._clear_label_errors(),
             strategy_checks.clear_sharing_errors(strategy),
             guarded(callbacks, guard, self) as callbacks,
         ):
+            arrays, size = x, batch_size
+            split = 0.0 if options.get("validation_data") is not None else options.get("validation_split") or 0.0
             if relational:
                 progress = weakref.proxy(guard)  # TensorFlow keeps what a pipeline calls until the process ends
                 with strategy.scope():
                     x, y, batch_size, options = in_new_orders(x, y, batch_size, options, lambda: progress.epoch)
+            evenly = isinstance(x, tf.data.Dataset)
+            strategy_checks.check_last_batch(strategy, arrays, size, split, evenly)
             x, options = self.for_fit(x, options)
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **options)
 

@@ -1,7 +1,6 @@
-"""`fit` and `evaluate` under `tf.distribute`: what Keras lacks for it."""
+"""`fit`, `evaluate` and `predict` under `tf.distribute`: what Keras lacks for them."""
 
 import functools
-import itertools
 from typing import Any
 
 import keras
@@ -24,7 +23,7 @@ class ReplicatedTrainer(keras.Model):
     - Where a step does not log every metric, the logs of an epoch are those of its last step, means over the replicas.
       Here they are read from the metrics, whose sums are exact.
 
-    `tests/test_distribution_errors.py` says when they can go.
+    `tests/test_distribution_errors.py` says when they can go; `tests/test_workers.py` of what fails between workers.
 
     Attributes:
         student: what is trained.
@@ -45,35 +44,33 @@ class ReplicatedTrainer(keras.Model):
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=batch)
 
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains on one batch as `keras.Model.train_on_batch` does, where there is one replica.
+    def predict_on_batch(self, x: Any) -> Any:
+        """Predicts one batch as `keras.Model.predict_on_batch` does, where there is one replica.
 
         Raises:
             ValueError: if there are several, each of which Keras would give the whole batch.
         """
-        self._check_alone("train_on_batch", "fit")
-        return super().train_on_batch(*args, **kwargs)
-
-    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates one batch as `keras.Model.test_on_batch` does; raises a ValueError as `train_on_batch` does."""
-        self._check_alone("test_on_batch", "evaluate")
-        return super().test_on_batch(*args, **kwargs)
-
-    def predict_on_batch(self, x: Any) -> Any:
-        """Predicts one batch as `keras.Model.predict_on_batch` does; raises a ValueError as `train_on_batch` does."""
-        self._check_alone("predict_on_batch", "predict")
+        self.check_alone("predict_on_batch", "predict")
         return super().predict_on_batch(x)
 
-    def _check_alone(self, name: str, other: str) -> None:
+    def check_alone(self, name: str, other: str) -> None:
+        """Refuses a method that takes one batch where there are several replicas, and names the one that shares it."""
         replicas = self.distribute_strategy.num_replicas_in_sync
         if replicas > 1:
             raise ValueError(f"`{name}` does not share a batch between {replicas} replicas. Use `{other}`.")
 
     def for_fit(self, x: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Returns the data and the other arguments of a `fit`, with datasets shared out between the replicas."""
+        several = self.distribute_strategy.num_replicas_in_sync > 1
+        if several and options.get("class_weight") is not None and takes_class_weight(x):  # else Keras refuses
+            x, options = with_class_weight(x, options["class_weight"]), options | {"class_weight": None}
         if options.get("class_weight") is None:
             x = self.shared_out(x, at_least_one=True)
         return x, options | {"validation_data": self.shared_out(options.get("validation_data"))}
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predicts as `keras.Model.predict` does: one row for each image, in the order of the data."""
+        return super().predict(self.shared_out(x), *args, **kwargs)
 
     def shared_out(self, data: Any, at_least_one: bool = False) -> Any:
         """Returns a dataset so that its batches are shared out between the replicas; anything else as it is."""
@@ -146,11 +143,43 @@ def zeros_like_batch(spec: Any, student: keras.Model) -> Any:
     return tf.nest.pack_sequence_as(spec, zeros)
 
 
+def takes_class_weight(data: Any) -> bool:
+    """Whether data are a dataset to which Keras applies a `class_weight`: of images and one array of labels."""
+    spec = data.element_spec if isinstance(data, tf.data.Dataset) else None
+    return isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[1], tf.TensorSpec)
+
+
+def with_class_weight(batches: tf.data.Dataset, class_weight: dict[int, float]) -> tf.data.Dataset:
+    """Gives each image of a dataset the weight of its class, 1 where there is none, as Keras does with arrays.
+
+    Keras (3.15) takes no `class_weight` for a dataset that is shared out already.
+
+    Args:
+        batches: of images and labels, integers or one-hot rows.
+        class_weight: by class.
+    """
+    others = max(class_weight) + 1
+    weights = tf.constant([*(class_weight.get(label, 1.0) for label in range(others)), 1.0], keras.config.floatx())
+
+    def rounded(labels: Any) -> Any:
+        return tf.cast(tf.round(labels), tf.int64)
+
+    def weighted(x: Any, y: Any) -> tuple[Any, Any, Any]:
+        if y.shape.rank == 1:
+            classes = rounded(y)
+        else:
+            classes = tf.cond(tf.shape(y)[-1] > 1, lambda: tf.argmax(y, -1), lambda: rounded(y[..., 0]))
+        return x, y, tf.gather(weights, tf.where((classes >= 0) & (classes < others), classes, others))
+
+    return batches.map(weighted, tf.data.AUTOTUNE)
+
+
 def shared_out(batches: tf.data.Dataset, strategy: tf.distribute.Strategy, at_least_one: bool) -> Any:
     """Shares every batch out between the replicas as evenly as it goes, in its order.
 
     TensorFlow's own way gives each replica an equal part of a full batch, so that replicas go without in a smaller one.
-    Between workers it may shard the files instead, so that a batch is not what one device would have.
+    Between workers it may shard the files instead, so that a batch is not what one device would have. Which worker has
+    which part is as Keras expects it where it puts predictions together again.
 
     Args:
         batches: of all replicas.
@@ -160,18 +189,17 @@ def shared_out(batches: tf.data.Dataset, strategy: tf.distribute.Strategy, at_le
     replicas = strategy.num_replicas_in_sync
 
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        here = replicas // context.num_input_pipelines
-        first = here * context.input_pipeline_id
+        own = range(context.input_pipeline_id, replicas, context.num_input_pipelines)
 
         def parts(*batch: Any) -> tf.data.Dataset:
             whole = batch if isinstance(batches.element_spec, tuple) else batch[0]
             images = tf.shape(tf.nest.flatten(whole)[0])[0]
             checks = [tf.debugging.assert_greater_equal(images, replicas, TOO_FEW)] if at_least_one else []
             with tf.control_dependencies(checks):
-                bounds = [images * index // replicas for index in range(first, first + here + 1)]
+                bounds = [(images * index // replicas, images * (index + 1) // replicas) for index in own]
             datasets = [
                 tf.data.Dataset.from_tensors(tf.nest.map_structure(lambda part, s=start, e=end: part[s:e], whole))
-                for start, end in itertools.pairwise(bounds)
+                for start, end in bounds
             ]
             return functools.reduce(lambda one, other: one.concatenate(other), datasets)
 

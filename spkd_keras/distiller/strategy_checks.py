@@ -14,6 +14,7 @@ from spkd_keras.distiller.replicas import WITHOUT
 from spkd_keras.distiller.strategies import TOO_FEW
 from spkd_keras.losses import DistillationLoss
 
+DEFAULT_BATCH_SIZE = 32  # Keras'
 MEANS = ("sum_over_batch_size", "mean")  # reductions that can be shared out
 FIT_OPTIONS = tuple(inspect.signature(keras.Model.fit).parameters)[7:]  # those behind `callbacks`
 
@@ -139,35 +140,54 @@ def _draws(layer: keras.layers.Layer) -> bool:
     return draws and getattr(layer, "rate", 1) != 0
 
 
-def check_batch_size(
-    strategy: tf.distribute.Strategy, x: Any, batch_size: int | None, validation_split: float = 0.0
-) -> None:
-    """Checks that full batches of arrays can be shared out equally, and that the last one leaves no replica without.
+def check_batch_size(strategy: tf.distribute.Strategy, x: Any, batch_size: int | None) -> None:
+    """Checks that full batches of arrays can be shared out equally.
 
     Args:
         strategy: with the replicas.
         x: the arrays, or anything else, which is not looked at.
         batch_size: of all replicas; None for Keras' default.
-        validation_split: the part of the arrays that Keras takes from their end.
 
     Raises:
         ValueError: if not.
     """
-    replicas, size = strategy.num_replicas_in_sync, batch_size or 32  # Keras' default
-    first: Any = next(iter(keras.tree.flatten(x)), None)
-    if replicas == 1 or not hasattr(first, "shape"):
-        return
-    if size % replicas:
+    replicas, size = strategy.num_replicas_in_sync, batch_size or DEFAULT_BATCH_SIZE
+    if _count(x) is not None and size % replicas:
         raise ValueError(
             f"`batch_size` must be a multiple of {replicas}, the number of replicas. Received: batch_size={size}."
         )
-    last = math.floor(len(first) * (1.0 - validation_split)) % size
-    if last and -(-last * replicas // size) < replicas:
+
+
+def check_last_batch(
+    strategy: tf.distribute.Strategy, x: Any, batch_size: int | None, validation_split: float, evenly: bool
+) -> None:
+    """Checks that the last batch of arrays leaves no replica without an image.
+
+    Args:
+        strategy: with the replicas.
+        x: the arrays, or anything else, which is not looked at.
+        batch_size: of all replicas; None for Keras' default.
+        validation_split: the part of the arrays that is taken from their end.
+        evenly: whether every batch is shared out evenly. Keras gives each replica its part of a full batch, so that
+            some may go without in a smaller one.
+
+    Raises:
+        ValueError: if it does.
+    """
+    replicas, size, count = strategy.num_replicas_in_sync, batch_size or DEFAULT_BATCH_SIZE, _count(x)
+    last = 0 if count is None else math.floor(count * (1.0 - validation_split)) % size
+    if last and (last if evenly else -(-last * replicas // size)) < replicas:
+        dataset = "" if last < replicas else " Batches of a tf.data.Dataset are shared out evenly."
         raise ValueError(
             f"The last batch of {last} images would leave some of the {replicas} replicas without any. Leave these "
-            f"images out, choose another `batch_size` than {size}, or give a tf.data.Dataset, whose batches are shared "
-            "out evenly."
+            f"images out, or choose another `batch_size` than {size}.{dataset}"
         )
+
+
+def _count(x: Any) -> int | None:
+    """Returns the number of images of arrays, None of anything else."""
+    first = next(iter(keras.tree.flatten(x)), None)
+    return next(iter(getattr(first, "shape", ())), None)
 
 
 @contextmanager
@@ -180,7 +200,7 @@ def clear_sharing_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
             raise ValueError(
                 f"Every training batch must have an image for each of the {strategy.num_replicas_in_sync} replicas. "
                 "Received: one that leaves a replica without any. Leave it out, choose another batch size, or give a "
-                "tf.data.Dataset without `class_weight`, whose batches are shared out evenly."
+                "tf.data.Dataset, whose batches are shared out evenly."
             ) from error
         if TOO_FEW not in str(error):
             raise

@@ -15,8 +15,14 @@ from spkd_keras.models.normalization import fused
 
 # Arguments that are settled, so that the network takes raw pixels and gives logits for the classes of the data.
 SETTLED = (
-    *("include_top", "include_preprocessing", "input_tensor", "input_shape", "pooling", "classes"),
-    *("classifier_activation", "name"),
+    "include_top",
+    "include_preprocessing",
+    "input_tensor",
+    "input_shape",
+    "pooling",
+    "classes",
+    "classifier_activation",
+    "name",
 )
 
 

@@ -195,7 +195,12 @@ def _cost(method: str, runs: Sequence[Run]) -> list[str]:
 
 
 COST_COLUMNS = (
-    *("method", "parameters", "million multiply-adds", "minutes a run", "training images a second", "GiB of memory"),
+    "method",
+    "parameters",
+    "million multiply-adds",
+    "minutes a run",
+    "training images a second",
+    "GiB of memory",
 )
 
 

@@ -10,10 +10,8 @@ from spkd_keras.run_files import Run
 
 # Of the methods: none is the student's, so that lines differ where colours cannot be seen.
 MARKERS = ("s", "^", "D", "v", "P", "X", "<")
-DASHES = (
-    *((0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1))),
-    *((0, (8, 2)), (0, (2, 2)), (0, (8, 1, 3, 1))),
-)
+ON_AND_OFF = ((5, 1.5), (1, 1), (5, 1, 1, 1), (3, 1, 1, 1, 1, 1), (8, 2), (2, 2), (8, 1, 3, 1))
+DASHES = tuple((0, lengths) for lengths in ON_AND_OFF)
 
 
 class Look(NamedTuple):
