@@ -16,6 +16,7 @@ from test_distiller import KD, SP
 from spkd_keras import Distiller, Term
 from spkd_keras.data import EpochClock, Images, training_batches
 from spkd_keras.distiller.arrays import in_new_orders
+from spkd_keras.distiller.strategies import with_class_weight
 
 COUNT, BATCH = 22, 8
 
@@ -116,6 +117,19 @@ def test_structures_weights_and_types_are_kept() -> None:
     for part in (left, right, column[:, 0], weights * 2):
         assert_array_equal(part, labels)
     assert sorted(labels) == list(number)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "open"])
+@pytest.mark.parametrize("form", [np.asarray, lambda y: y[:, None] + 0.0, keras.utils.to_categorical])
+def test_class_weights_of_a_dataset_that_replicas_share(form: Any, known: bool) -> None:
+    """Of integers, a column and one-hot rows, also where the number of columns is not known."""
+    x, y = images(COUNT)
+    batches = tf.data.Dataset.from_tensors((x, form(y)))
+    if not known:
+        spec = tf.TensorSpec(x.shape, x.dtype), tf.TensorSpec([None] * form(y).ndim, form(y).dtype)
+        batches = tf.data.Dataset.from_generator(lambda: iter([(x, form(y))]), output_signature=spec)
+    ((_, _, weights),) = with_class_weight(batches, {0: 2.0, 2: 0.0}).as_numpy_iterator()
+    assert_array_equal(weights, np.array([2.0, 1.0, 0.0, 1.0], "float32")[y])
 
 
 @pytest.mark.parametrize("one_hot", [False, True])

@@ -49,7 +49,7 @@ def test_two_processes_make_the_steps_of_one_device(facts):
         assert facts[data]["weights"] < 1e-5
         assert facts[data]["logs"] < 1e-5
         assert facts[data]["same_accuracy"]
-    assert max(facts["predictions"]) < 1e-5  # of arrays and of a dataset
+    assert max(facts["predictions"]) < 1e-5  # of an array and of a dataset of files
 
 
 @pytest.mark.slow

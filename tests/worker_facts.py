@@ -59,6 +59,16 @@ def first_batch(devices):
         return [int(number) for number in seen.args[0]]
 
 
+def of_files(x, folder):
+    """A dataset of two files, which TensorFlow would hand out between the processes: images of one to each."""
+    files = [folder / "first", folder / "second"]
+    for file, part in zip(files, (x[:20], x[20:]), strict=True):
+        file.write_bytes(part.tobytes())
+    records = tf.data.FixedLengthRecordDataset([str(file) for file in files], x[0].size)
+    records = records.map(lambda record: tf.reshape(tf.io.decode_raw(record, x.dtype), x[0].shape))
+    return records.apply(tf.data.experimental.assert_cardinality(len(x)))
+
+
 def main():
     warnings.simplefilter("error", UserWarning)
     devices = devices_for("multiworker")
@@ -79,8 +89,9 @@ def main():
     cases = {"arrays": {}, "dataset": as_dataset, "weighted_dataset": weighted}
     two = {name: trained(devices.strategy, validated=True, **case) for name, case in cases.items()}
     x = np.random.default_rng(0).integers(0, 256, (ODD, 8, 8, 1)).astype("uint8")
-    batches = tf.data.Dataset.from_tensor_slices(x).batch(16)
-    predicted = [two["arrays"][2].predict(data, 16, verbose=0) for data in (x, batches)]
+    with tempfile.TemporaryDirectory() as folder:
+        given = x, of_files(x, pathlib.Path(folder)).batch(16)
+        predicted = [two["arrays"][2].predict(data, 16, verbose=0) for data in given]
     if devices.chief:
         for name, case in cases.items():
             found[name] = difference(trained(None, validated=True, **case), two[name])
