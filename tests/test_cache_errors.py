@@ -76,7 +76,7 @@ def test_an_interrupted_computation_leaves_nothing_that_looks_whole(images, teac
         TeacherCache(tmp_path / "cache")
     compute(tmp_path / "cache", teacher, [sp()], images, batch_size=8)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    with pytest.raises(ValueError, match=r"exists\. Remove it"):
+    with pytest.raises(ValueError, match=r"exists\. TeacherCache\(folder\) opens"):
         compute(tmp_path / "cache", teacher, [sp()], images)
 
 

@@ -181,6 +181,7 @@ def test_who_waits_for_the_cache_is_told(teacher, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cached_teacher, "_compute", lambda *_: None)
     monkeypatch.setattr(cached_teacher, "opened", lambda *_: "opened")
+    monkeypatch.setattr(cached_teacher.models, "fingerprint", str)
     observer = types.SimpleNamespace(noticed=noticed)
     for _ in range(2):  # the second time nobody is there
         found = cached_teacher.computed(experiment, experiment.teacher_cache, tmp_path, None, teacher, observer)

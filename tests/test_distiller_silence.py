@@ -31,7 +31,9 @@ def test_arrays_without_an_image_are_refused(terms: list[Term]) -> None:
 
 @pytest.mark.parametrize("loss", [MSE(), keras.losses.MeanAbsoluteError(), keras.losses.Huber()])
 def test_a_difference_of_two_shapes_is_refused(loss: Any) -> None:
-    message = r"\(4, 4, 8\) with the student's of shape \(4, 4, 1\): \w+ would repeat .*give an `adapter`\."
+    message = (
+        r"\(4, 4, 8\) with the student's of shape \(4, 4, 1\): \w+ would repeat .*give the term an `adapter` in Python"
+    )
     with pytest.raises(ValueError, match=message) as caught:
         Distiller(small_network(8), small_network(1), [Term(loss, 1.0, "stage2", "stage2")])
     assert "\n" not in str(caught.value)

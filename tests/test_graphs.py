@@ -30,7 +30,7 @@ def block(x: Any, name: str | None = None) -> Any:
 
 
 def plain(dtype: str = "float32") -> keras.Model:
-    image = keras.Input(IMAGE_SHAPE, dtype=dtype)
+    image = keras.Input(IMAGE_SHAPE, dtype=dtype, name="image")
     return keras.Model(image, head(block(layers.Rescaling(1 / 255)(image), "stage1")), name="plain")
 
 

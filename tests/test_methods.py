@@ -132,7 +132,7 @@ def test_a_preset_is_named_in_a_list_or_under_another_name_and_changed_from_outs
         load(DIGITS + "methods: [[student]]")
     assert load(DIGITS + "methods: {student: , sp: sp}").methods["student"].terms == []
     with pytest.raises(
-        ExperimentError, match=r"^methods\.sp: it must have terms, .* Received: nothing\. Valid: student, "
+        ExperimentError, match=r"^methods\.sp: it must have terms, .* Received: nothing\. Write `sp: sp` "
     ):
         load(DIGITS + "methods: {student: , sp: }")  # would be the student alone under another name
 

@@ -167,7 +167,7 @@ def test_trials_on_other_images_are_not_mixed(tmp_path, monkeypatch, left):
     class GoesOnError(Exception):
         pass
 
-    def goes_on(self, workers):
+    def goes_on(self, *_):
         raise GoesOnError
 
     monkeypatch.setattr(type(search), "_tuner", goes_on)

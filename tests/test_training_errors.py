@@ -185,7 +185,7 @@ WRONG = [
         "methods.sp.terms.0.student=staeg1",
         "methods.sp: The student 'wide_resnet_10_0.25' has no layer 'staeg1'. Did you mean stage1",
     ),
-    ("methods.sp={student_loss_weight: 0}", "methods.sp: There is nothing to train on"),
+    ("methods.sp={student_loss_weight: 0, terms: []}", "methods.sp: There is nothing to train on"),
     # Names that the history uses for something else.
     ("methods.sp.terms.0.name=loss", "methods.sp: `name` of a Term must be"),
     ("methods.sp.terms.0.name=epoch", "methods.sp"),
