@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import keras
 import numpy as np
@@ -90,7 +90,8 @@ class Checkpointer(keras.callbacks.Callback):
         files = _newest_first(self.folder)
         for index, file in enumerate(files):
             try:
-                state = _read(file)
+                with file.open("rb") as content:  # NumPy (2.4) leaves open what it cannot read, given a path
+                    state = _read(content)
             except OSError:  # that it cannot be read at all is another matter
                 raise
             except Exception as error:  # whatever zipfile and NumPy make of a file that is not whole
@@ -211,7 +212,7 @@ class Checkpointer(keras.callbacks.Callback):
             old.unlink()
 
 
-def _read(file: Path) -> dict[str, np.ndarray]:
+def _read(file: BinaryIO) -> dict[str, np.ndarray]:
     """Reads a checkpoint's arrays in their order, each checked by its checksum."""
     with np.load(file) as arrays:
         # NumPy reads what an entry's header asks for, and then not its end, at which zipfile would check it.
