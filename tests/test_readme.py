@@ -97,8 +97,9 @@ def test_the_results_are_those_of_the_recorded_runs() -> None:
     (alone,) = (one.errors for one in result.methods if one.method == "student")
     assert f"{100 * min(alone):.0f} to {100 * max(alone):.0f} %" in section
     (result,) = report.summarise(report.read_runs(ROOT / "experiments" / "results" / "cifar10-full-protocol"))
-    (student,) = result.methods
+    teacher, student = result.methods
     assert f"a test error of {100 * student.errors[0]:.2f} %, where the paper has 8.74 (as remembered)" in section
+    assert f"its teacher to {100 * teacher.errors[0]:.2f} %, where the paper has 6.07" in section
 
 
 def test_the_recorded_runs_are_of_the_experiment_as_it_is() -> None:
