@@ -93,13 +93,18 @@ def not_left_empty(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
+def partial_of(path: Path) -> Path:
+    """Returns where a file or a folder is until it is whole, beside its own name."""
+    return path.with_name(f"{PARTIAL}{path.name}")
+
+
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a file so that it is there whole or not at all: on the disk under another name before it gets its own.
 
     Raises:
         StorageError: if it cannot be written, for example to a full disk; what was at `path` is still there.
     """
-    partial = path.with_name(f"{PARTIAL}{path.name}")
+    partial = partial_of(path)
     try:
         with storing(path):
             write(partial)

@@ -10,7 +10,7 @@ from networks import CLASSES, IMAGE_SHAPE, cross_entropy, images, small_network
 from test_distiller import KD, SP, distiller
 
 from spkd_keras import Distiller, Term, TermWeightSchedule, WeightSchedule
-from spkd_keras.distiller import loss_parts
+from spkd_keras.distiller import compared_layers, loss_parts
 
 MSE = keras.losses.MeanSquaredError
 
@@ -46,7 +46,8 @@ def test_a_number_an_image_and_a_list_of_one_are_the_same_shape() -> None:
         value = layers.Reshape(shape, name="value")(layers.Dense(1)(small.get_layer("pooling").output))
         return keras.Model(small.input, [small.output, value])
 
-    Distiller(network(()), network((1,)), [Term(MSE(), 1.0, "value", "value")])
+    model = Distiller(network(()), network((1,)), [Term(MSE(), 1.0, "value", "value")])
+    assert compared_layers(model) == {"mean_squared_error": {"teacher": ["value"], "student": ["value"]}}
 
 
 def test_a_loss_of_a_subclass_that_nothing_calls_is_refused() -> None:

@@ -1,6 +1,6 @@
 """What the teacher gives, computed once and kept in files, so that students are trained without the teacher."""
 
-from spkd_keras.cache.computing import bytes_an_entry, compute, partial_folder
+from spkd_keras.cache.computing import bytes_an_entry, compute
 from spkd_keras.cache.manifest import Manifest, StoredTensor, data_digest
 from spkd_keras.cache.sketch import SketchError, sketch_errors
 from spkd_keras.cache.teacher_cache import TeacherCache
@@ -13,6 +13,5 @@ __all__ = [
     "bytes_an_entry",
     "compute",
     "data_digest",
-    "partial_folder",
     "sketch_errors",
 ]

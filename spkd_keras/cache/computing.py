@@ -22,7 +22,7 @@ from spkd_keras.distiller import Term
 from spkd_keras.distiller.outputs import check_logits, output_kind
 from spkd_keras.distiller.taps import LOGITS, Tap, resolve
 from spkd_keras.distiller.wiring import tapped_teacher
-from spkd_keras.storage import PARTIAL, bring_to_disk
+from spkd_keras.storage import bring_to_disk, partial_of
 
 SHARD_BYTES = 256 * 2**20
 STORES = ("float16", "float32")
@@ -254,7 +254,7 @@ def _same_in_every_batch(
 @contextlib.contextmanager
 def _whole_or_not_at_all(folder: Path, manifest: Manifest) -> Iterator[Path]:
     """Gives a folder to write into that gets its name when all is written; an earlier attempt's, if it was at this."""
-    partial = partial_folder(folder)
+    partial = partial_of(folder)
     if not _is_begun(partial, manifest):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -262,11 +262,6 @@ def _whole_or_not_at_all(folder: Path, manifest: Manifest) -> Iterator[Path]:
     yield partial
     partial.rename(folder)
     bring_to_disk(folder.parent)
-
-
-def partial_folder(folder: Path) -> Path:
-    """Returns where a cache is until it is whole."""
-    return folder.with_name(f"{PARTIAL}{folder.name}")
 
 
 def _is_begun(partial: Path, manifest: Manifest) -> bool:

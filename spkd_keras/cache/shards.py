@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spkd_keras.storage import PARTIAL, bring_to_disk
+from spkd_keras.storage import bring_to_disk, partial_of
 
 NAME = "entries-{:05d}.array_record"
 OPTIONS = "group_size:1,uncompressed"  # each entry can be read alone
@@ -44,7 +44,7 @@ class ShardWriter:
                 self.close()
                 self._file = self.folder / NAME.format(self.written // self.entries_a_shard)
                 self._writer = array_record_module.ArrayRecordWriter(str(self._partial), OPTIONS)
-            with _storing():
+            with _as_os_error():
                 self._writer.write(b"".join(value.tobytes() for value in row))
             self.written += 1
 
@@ -52,18 +52,18 @@ class ShardWriter:
         """Ends the last file."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            with _storing():
+            with _as_os_error():
                 writer.close()
             bring_to_disk(self._partial)
             self._partial.rename(self._file)
 
     @property
     def _partial(self) -> Path:
-        return self._file.with_name(f"{PARTIAL}{self._file.name}")
+        return partial_of(self._file)
 
 
 @contextlib.contextmanager
-def _storing() -> Iterator[None]:
+def _as_os_error() -> Iterator[None]:
     """Makes an OSError of what array_record raises where a file cannot be written, for example to a full disk."""
     try:
         yield

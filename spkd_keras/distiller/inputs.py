@@ -6,7 +6,7 @@ import keras
 
 from spkd_keras.distiller import taps
 from spkd_keras.distiller.stand_in import StandIn
-from spkd_keras.distiller.strategy_checks import _draws as draws
+from spkd_keras.distiller.strategy_checks import draws
 from spkd_keras.models.graph import input_structure
 
 

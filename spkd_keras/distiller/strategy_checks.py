@@ -113,7 +113,7 @@ def check_layers(strategy: tf.distribute.Strategy, layers: Sequence[keras.layers
             "With several replicas, no layer of the student can have an `activity_regularizer`. Received: "
             f"{', '.join(summing)}. Regularise weights instead, or train on one device."
         )
-    drawing = [layer.name for layer in layers if _draws(layer)]
+    drawing = [layer.name for layer in layers if draws(layer)]
     if drawing:
         warnings.warn(
             f"Keras draws the same numbers on every replica, so that these layers treat as many images alike as there "
@@ -133,11 +133,11 @@ def check_layers(strategy: tf.distribute.Strategy, layers: Sequence[keras.layers
         )
 
 
-def _draws(layer: keras.layers.Layer) -> bool:
+def draws(layer: keras.layers.Layer) -> bool:
     """Whether a layer has a random generator that it uses in training; a Dropout of 0 does not."""
     generators = (getattr(layer, name, None) for name in ("seed_generator", "generator"))  # the latter of augmentation
-    draws = any(isinstance(generator, keras.random.SeedGenerator) for generator in generators)
-    return draws and getattr(layer, "rate", 1) != 0
+    random = any(isinstance(generator, keras.random.SeedGenerator) for generator in generators)
+    return random and getattr(layer, "rate", 1) != 0
 
 
 def check_batch_size(strategy: tf.distribute.Strategy, x: Any, batch_size: int | None) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from spkd_keras.storage import PARTIAL, alone, bring_to_disk, storing, write_json
+from spkd_keras.storage import PARTIAL, alone, bring_to_disk, partial_of, storing, write_json
 
 BRIEFLY = 2.0  # seconds; nothing that waits for a name takes longer
 
@@ -33,7 +33,7 @@ class Place:
 
     def __init__(self, path: Path) -> None:
         self.path, self.target = path, Path(os.path.realpath(path))
-        self.partial = self.target.with_name(f"{PARTIAL}{self.target.name}")
+        self.partial = partial_of(self.target)
         self.aside = self.target.with_name(f"{PARTIAL}old-{self.target.name}")
         absolute = path.absolute()  # a path may be "."
         self.beside = absolute.with_name(f"{absolute.name}.json")
@@ -79,7 +79,7 @@ class Place:
         with storing(self.path):
             for file in [self.partial, *self.partial.rglob("*")] if self.partial.is_dir() else [self.partial]:
                 bring_to_disk(file)
-        prepared = self.beside.with_name(f"{PARTIAL}{self.beside.name}")
+        prepared = partial_of(self.beside)
         try:
             write_json(prepared, text)
             with storing(self.path):

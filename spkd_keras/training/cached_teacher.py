@@ -9,7 +9,7 @@ from spkd_keras import cache, data, models
 from spkd_keras.distiller import Term
 from spkd_keras.experiment import CacheSpec, Experiment
 from spkd_keras.observer import Observer
-from spkd_keras.storage import check_writable, storing
+from spkd_keras.storage import check_writable, partial_of, storing
 from spkd_keras.training import build
 
 FOLDER = "teacher-cache"
@@ -114,7 +114,7 @@ def size_of(experiment: Experiment, spec: CacheSpec, root: Path, splits: data.Sp
         return 0
     with build.telling("teacher.cache"):
         entry = cache.bytes_an_entry(teacher, _terms(experiment), spec.store, spec.sketch)
-    begun = sum(file.stat().st_size for file in cache.partial_folder(folder).glob("*"))
+    begun = sum(file.stat().st_size for file in partial_of(folder).glob("*"))
     return max(0, spec.views * len(splits.train) * entry - begun)
 
 

@@ -132,10 +132,11 @@ def check_experiment(
         observer.checking("the teacher")
         check.teacher, found = check_teacher(teacher, *_images(batches), list(splits.train.class_names))
         check.findings += found
+        fingerprint = models.fingerprint(teacher)
         with stopping(check.findings, "out"):  # runs of another teacher
-            check_fingerprint(models.fingerprint(teacher), run_folders(root, experiment))
+            check_fingerprint(fingerprint, run_folders(root, experiment))
         with stopping(check.findings, "teacher.cache"):
-            kept = cached_teacher.found(experiment, root, splits, models.fingerprint(teacher))
+            kept = cached_teacher.found(experiment, root, splits, fingerprint)
     for name in list(check.runs):
         observer.checking(f"the method {name}")
         with _fitting(check, f"methods.{name}", batch_size, replicas):
@@ -152,16 +153,8 @@ def check_experiment(
             distiller = build.build_distiller(None, network, training, TEACHER)
             check.costs[TEACHER] = measure(distiller, part, splits, training, batch_seconds)
             check.runs[TEACHER] = 1
-    place = root
-    if cost and teacher is not None and (spec := experiment.teacher_cache):
-        place = cached_teacher.folder_of(spec, root).parent
-        with stopping(check.findings, "teacher.cache"):
-            check.cache = cached_teacher.size_of(experiment, spec, root, splits, teacher)
-    if check.cache:
-        size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
-        check.findings.append(Finding("note", "teacher.cache", size))
     if cost:
-        check.findings += room((root, check.disk - check.cache), (place, check.cache))
+        _look_for_room(check, experiment, splits, teacher, root)
     check.findings = worst_first(check.findings)
     return check
 
@@ -259,6 +252,21 @@ def _fitting(check: Check, place: str, batch_size: int, replicas: int) -> Iterat
         alone = Finding("stop", place, found, "Lower data.batch_size.")
         shared = Finding("warning", place, found, "Lower data.batch_size if a device's part of it does not fit either.")
         check.findings.append(alone if replicas == 1 else shared)
+
+
+def _look_for_room(
+    check: Check, experiment: Experiment, splits: data.Splits, teacher: keras.Model | None, root: Path
+) -> None:
+    """Looks how large the teacher's cache will be, and whether that and the runs have room where they go."""
+    place = root
+    if teacher is not None and (spec := experiment.teacher_cache):
+        place = cached_teacher.folder_of(spec, root).parent
+        with stopping(check.findings, "teacher.cache"):
+            check.cache = cached_teacher.size_of(experiment, spec, root, splits, teacher)
+    if check.cache:
+        size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
+        check.findings.append(Finding("note", "teacher.cache", size))
+    check.findings += room((root, check.disk - check.cache), (place, check.cache))
 
 
 def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Finding]:

@@ -46,7 +46,7 @@ def train(
     with folder.locked():
         # Another process may have made the folder, or finished the run, since this one looked.
         folder.check_owner()
-        folder.check_data(splits.digest())
+        folder.check_data(digest := splits.digest())
         if folder.finished:
             return
         folder.create()
@@ -57,7 +57,7 @@ def train(
             **devices.described(),
             "teacher_fingerprint": teacher_fingerprint,
             "data": splits.origin,
-            DATA_DIGEST: splits.digest(),
+            DATA_DIGEST: digest,
             START_DIGEST: folder.start_digest(),
             "class_names": list(splits.train.class_names),
         }
