@@ -4,7 +4,7 @@
     python benchmarks/precision.py runs/digits digits
 
 Prints, as JSON, for each dtype the loss between the student and the teacher in it, its ratio to float32's, and the loss
-between the teacher and itself in that dtype. On batches of held-out images.
+between the teacher and itself in that dtype. On batches of test images.
 """
 
 import argparse

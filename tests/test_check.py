@@ -173,7 +173,7 @@ def test_gamma_a_thousand_times_too_large(teacher, digits, tmp_path):
     experiment = tiny(tmp_path, "methods.sp.terms.0.weight=1.0e+5")
     found = method_of(experiment, teacher, digits)[1]
     assert any("It drowns them. Lower its weight." in text for text in texts(found, "warning"))
-    assert any("8 to 3200 is usual" in text for text in texts(found, "warning"))
+    assert any("0.64 to 3200 is usual" in text for text in texts(found, "warning"))
 
 
 def test_gamma_too_small(teacher, digits, tmp_path):

@@ -25,7 +25,10 @@ Name = Annotated[
 
 @data_app.command()
 def prepare(
-    name: Name,
+    name: Annotated[
+        str,
+        typer.Argument(help="cinic10, or a name of TFDS, such as cifar10 or dtd/fold3.", show_default=False),
+    ],
     manual_dir: Annotated[
         Path | None,
         typer.Option(help="Folder with the set's archives, instead of a download.", show_default=False),
