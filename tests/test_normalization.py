@@ -3,13 +3,14 @@
 import inspect
 import types
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
 from networks import assert_same_weights
 
-from spkd_keras.models import BatchNormalization
+from spkd_keras.models import BatchNormalization, renew_statistics
 
 SHAPE = (6, 5, 3, 4)
 ULP = {"float32": 1e-5, "bfloat16": 2**-7, "float16": 2**-10}  # one unit in the last place of a number near 1, or 1e-5
@@ -182,3 +183,29 @@ def test_keras_own_layer_is_still_unfused():
     _, keras_own = pair()
     for training in (True, False):
         assert not {name for name in operations(keras_own, training) if "FusedBatchNorm" in name}
+
+
+@pytest.mark.parametrize("kind", [BatchNormalization, layers.BatchNormalization])
+def test_renewed_statistics_are_the_means_over_batches_by_their_sizes(kind):
+    inner = keras.Sequential([keras.Input((4, 4, 2)), kind(name="inner"), layers.Dropout(0.5)])
+    frozen = kind(trainable=False, name="frozen")
+    model = keras.Sequential([keras.Input((4, 4, 2)), inner, frozen])
+    batches = [values((count, 4, 4, 2), seed=count) for count in (6, 6, 1)]
+    inner.layers[0].moving_mean.assign([7.0, 8.0])
+    inner.layers[0].gamma.assign([2.0, 3.0])
+    renew_statistics(model, batches)
+    images = [batch.numpy().astype("float64") for batch in batches]
+    means = sum(len(batch) * batch.mean((0, 1, 2)) for batch in images) / 13
+    variances = sum(len(batch) * batch.var((0, 1, 2)) for batch in images) / 13
+    np.testing.assert_allclose(inner.layers[0].moving_mean, means, rtol=1e-5)
+    np.testing.assert_allclose(inner.layers[0].moving_variance, variances, rtol=1e-5)
+    assert inner.layers[0].momentum == 0.99
+    assert inner.layers[0].gamma.numpy().tolist() == [2.0, 3.0]
+    assert frozen.moving_variance.numpy().tolist() == [1.0, 1.0]
+
+
+def test_without_batches_or_layers_no_statistics_are_renewed():
+    model = keras.Sequential([keras.Input((4, 4, 2)), BatchNormalization()])
+    renew_statistics(model, [])
+    assert model.layers[0].moving_variance.numpy().tolist() == [1.0, 1.0]
+    renew_statistics(keras.Sequential([keras.Input((4,)), layers.Dense(2)]), iter([tf.ones((2, 4))]))

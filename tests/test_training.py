@@ -353,3 +353,14 @@ def test_the_best_epoch_is_computed_as_the_last_is(tmp_path, monkeypatch):
     assert len(kinds) == 3, "the last epoch on the test and the held-out images, and the best on the test images"
     assert kinds[0] == kinds[1] == kinds[2]
     assert BatchNormalization in kinds[0]
+
+
+def test_averaged_weights_have_statistics_of_their_own(parts, tmp_path):
+    """Those that were kept in training are of the weights before they were averaged."""
+    experiment = tiny(tmp_path, "teacher=", "methods={student: []}", "schedule.ema=0.97")
+    folder = run_experiment(experiment, tmp_path / "runs") / "student-seed0"
+    student = keras.saving.load_model(folder / "student.keras")
+    norm = next(layer for layer in student.layers if isinstance(layer, keras.layers.BatchNormalization))
+    maps = np.asarray(keras.Model(student.input, norm.input)(parts.train.pixels, training=False), "float64")
+    np.testing.assert_allclose(norm.moving_mean, maps.mean((0, 1, 2)), rtol=1e-3, atol=1e-6)
+    assert summary_of(folder)["test_error"] == pytest.approx(error_by_hand(student, parts.test), abs=1e-9)

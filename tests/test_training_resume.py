@@ -90,6 +90,7 @@ MOMENTS = {
     "in a later checkpoint": (checkpoints.np, "savez", 5, tear),
     "behind an epoch's checkpoint": (checkpoints, "replace", 6, die),
     "behind the student": (train, "save_network", 1, die),
+    "behind its statistics": (train, "save_network", 2, die),
     "in the summary": (train, "summarise", 1, die),
     "behind the summary": (train, "write_json", 2, die),
 }

@@ -76,7 +76,8 @@ class Schedule(Section):
         drops: factors by which the learning rate is multiplied, keyed by the epoch at which that happens: an integer,
             or a fraction of the epochs.
         ema: momentum of an exponential moving average of the weights, which replaces them after the last epoch; 0 for
-            none. The epochs' own validation errors are of the weights that train.
+            none. Batch normalisation then gets the statistics of these weights. The epochs' own validation errors are
+            of the weights that train.
     """
 
     epochs: int = Field(200, ge=1)

@@ -10,7 +10,7 @@ from spkd_keras.models.fingerprint import fingerprint
 from spkd_keras.models.folding import folded
 from spkd_keras.models.mobilenet import mobilenet
 from spkd_keras.models.mobilenet_v2 import mobilenet_v2
-from spkd_keras.models.normalization import BatchNormalization, fused, fused_layers, synchronized
+from spkd_keras.models.normalization import BatchNormalization, fused, fused_layers, renew_statistics, synchronized
 from spkd_keras.models.precision import PRECISIONS, in_precision
 from spkd_keras.models.resnet import resnet
 from spkd_keras.models.shufflenet_v2 import shufflenet_v2
@@ -38,6 +38,7 @@ __all__ = [
     "mobilenet",
     "mobilenet_v2",
     "multiply_adds",
+    "renew_statistics",
     "resnet",
     "shufflenet_v2",
     "synchronized",

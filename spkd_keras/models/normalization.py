@@ -1,9 +1,10 @@
 """Batch normalisation in one operation of TensorFlow."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -111,6 +112,41 @@ def synchronized(model: keras.Model) -> keras.Model:
     if not any(map(is_changed, model._flatten_layers(include_self=False))):
         return model
     return copied(model, copy_layer, "synchronised BatchNormalization")
+
+
+def renew_statistics(model: keras.Model, batches: Iterable[Any]) -> None:
+    """Gives batch normalisation the mean and variance that the weights of now have on images.
+
+    The moving averages belong to the weights that were trained. Where those are replaced by their own average
+    (`use_ema`, `schedule.ema`), the activations are others, and the network is wrong until this was done.
+
+    Args:
+        model: of which the trainable layers of batch normalisation are changed, and nothing else.
+        batches: of images, as in training; the statistics are the mean over them, by their sizes. None changes nothing.
+
+    Reference: Izmailov et al., UAI 2018 (stochastic weight averaging), section 3.2.
+    """
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    layers = [layer for layer in layers if layer.trainable]
+    momenta = [layer.momentum for layer in layers]
+    forward = tf.function(lambda images: model(images, training=True), reduce_retracing=True)
+    sums: list[Any] = [0.0] * (2 * len(layers))
+    count = 0
+    try:
+        for layer in layers:
+            layer.momentum = 0.0  # the statistics are then those of the last batch
+        for images in batches if layers else ():
+            forward(images)
+            count += len(images)
+            for place, layer in enumerate(layers):
+                sums[2 * place] += len(images) * np.asarray(layer.moving_mean, "float64")
+                sums[2 * place + 1] += len(images) * np.asarray(layer.moving_variance, "float64")
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+    for place, layer in enumerate(layers if count else ()):
+        layer.moving_mean.assign(sums[2 * place] / count)
+        layer.moving_variance.assign(sums[2 * place + 1] / count)
 
 
 def fused_layers(model: keras.Model) -> list[str]:

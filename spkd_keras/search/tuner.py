@@ -122,6 +122,8 @@ class DistillationTuner(keras_tuner.Tuner):
         observer = Renamed(self.observer, lambda _: name)
         training = Training(run, hypermodel.splits, distiller, observer, self.interruption, None, epochs=last)
         training.run()
+        if run.experiment.schedule.ema:
+            training.renew_statistics(distiller.student)
         save_network(run.student, distiller.student)
         results = _results(training, distiller, len(hypermodel.held_out))
         results |= {"epochs": last, "parameters": distiller.student.count_params()}

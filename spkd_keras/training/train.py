@@ -23,6 +23,7 @@ from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import EVALUATION_BATCH, summarise, write_similarities
 
 SHOWN_IMAGES = 8  # in a message; the file has them all
+STATISTICS_BATCHES = 200  # of which batch normalisation takes its statistics once weights were averaged
 
 
 def train(
@@ -84,6 +85,9 @@ def train(
             return
         if devices.strategy:  # the rest is for one device
             student = models.fused(keras.saving.load_model(folder.student, compile=False))
+        if experiment.schedule.ema:
+            training.renew_statistics(student)
+            save_network(folder.student, student)
         write_similarities(folder, teacher, student, splits.test)
         progress = training.recorder.progress()
         summary = summarise(folder, student, splits, surroundings, progress)
@@ -188,6 +192,13 @@ class Training:
                 self._finish_epoch(position.epoch)
             if not position.batch:
                 return
+
+    def renew_statistics(self, student: keras.Model) -> None:
+        """Gives a student of averaged weights the statistics that these have on images as in the last epoch."""
+        self.clock.epoch.assign(self.epochs - 1)
+        size, seed = self.experiment.data.batch_size, self.folder.seed
+        batches = data.training_batches(self.splits.train, size, seed, self.clock, self.augmentation)
+        models.renew_statistics(student, (pixels for pixels, _ in batches.take(STATISTICS_BATCHES)))
 
     def _restore(self) -> Position:
         position, progress = self.checkpointer.restore(self.distiller)
