@@ -95,7 +95,10 @@ def read_trials(folder: str | Path) -> list[Run]:
 
 
 def _files(folder: Path, name: str) -> list[Path]:
-    """Finds the files of a name in and under a folder. `Path.rglob` leaves out what it cannot look into."""
+    """Finds the files of a name in and under a folder, through links.
+
+    `Path.rglob` leaves out what it cannot look into.
+    """
 
     def refuse(error: OSError) -> None:
         if isinstance(error, FileNotFoundError):  # by another process, since its name was read
@@ -105,7 +108,13 @@ def _files(folder: Path, name: str) -> list[Path]:
             "give a folder without it."
         ) from error
 
-    return sorted(Path(root, name) for root, _, files in os.walk(folder, onerror=refuse) if name in files)
+    found, seen = [], {os.path.realpath(folder)}
+    for root, inner, files in os.walk(folder, onerror=refuse, followlinks=True):
+        places = {name: os.path.realpath(Path(root, name)) for name in inner}
+        inner[:] = [name for name, place in places.items() if place not in seen]  # else a link may go round for ever
+        seen.update(places.values())
+        found += [Path(root, name)] * (name in files)
+    return sorted(found)
 
 
 def _read_summary(file: Path) -> dict[str, Any] | None:

@@ -105,3 +105,30 @@ def test_the_command_refuses_what_a_run_refuses(tmp_path):
     )
     assert done.exit_code == 2, done.output
     assert [finding["place"] for finding in json.loads(done.stdout)["findings"]] == ["out"]
+
+
+# --- what would not come about ---------------------------------------------------------------------------------------
+
+
+def test_weights_that_rise_or_end_too_late(tmp_path):
+    term = "{loss: similarity_preserving, weight: 10, schedule: {warm_up: %s, until: %s}}"
+    early, late = (f"methods={{sp: [{term % those}]}}" for those in ((3, 4), (4, 5)))
+    overrides = ["schedule.epochs=4", "schedule.drops={}"]
+    assert found(tiny(tmp_path, *overrides, early), tmp_path) == []
+    place = "methods.sp.terms.0.schedule"
+    assert found(tiny(tmp_path, *overrides, late), tmp_path) == [
+        (
+            "warning",
+            f"{place}: the weight rises over 4 epochs, to 80% of it in 4 epochs. Give a shorter `warm_up`, or more "
+            "epochs.",
+        ),
+        ("warning", f"{place}: `until: 5` never comes in 4 epochs. Give an earlier epoch, or leave it out."),
+    ]
+
+
+def test_a_cache_of_augmented_views_beside_the_student_alone(tmp_path):
+    overrides = ["teacher.cache={views: 2}", "data.augmentation=cifar", "teacher.schedule={}"]
+    ((_, told),) = found(tiny(tmp_path, *overrides), tmp_path)
+    assert told.startswith("teacher.cache: methods with terms see 2 fixed views of an image, the student alone a new")
+    assert found(tiny(tmp_path, *overrides).select(["sp", "kd"]), tmp_path) == []
+    assert found(tiny(tmp_path, "teacher.cache={}", "teacher.schedule={}"), tmp_path) == []

@@ -158,6 +158,16 @@ def test_overrides(load, override, read, expected):
     assert read(load(COMPLETE, override)) == expected
 
 
+def test_an_override_changes_one_place_of_what_an_anchor_shares(load):
+    shared = COMPLETE.replace("schedule: {epochs: 40}", "schedule: &its {epochs: 40}")
+    shared = shared.replace("schedule: {epochs: 30, ", "schedule: {<<: *its, ").replace("sp: [{", "sp: &sp [{")
+    experiment = load(shared, "teacher.schedule.epochs=3")
+    assert (experiment.schedule.epochs, experiment.teacher.schedule) == (40, {"epochs": 3})
+    again = shared.replace("seeds:", "  again: *sp\nseeds:")
+    methods = load(again, "methods.sp.terms.0.weight=30").methods
+    assert [methods[name].terms[0].weight for name in ("sp", "again")] == [30.0, 3000.0]
+
+
 def test_later_overrides_win_and_build_on_earlier_ones(load):
     experiment = load(
         COMPLETE, "methods.x={terms: [{loss: soft_targets}]}", "seeds=[4, 5]", "seeds=[6, 7]", "seeds.0=8"

@@ -69,6 +69,19 @@ def test_accuracies_are_over_the_seeds_of_one_experiment(run):
     assert seeds_of(run) == {"sp": [0], "teacher": [0]}
 
 
+@pytest.mark.parametrize(
+    ("digest", "name", "told"), [("d", "student", True), ("e", "student", False), ("d", "best", False)]
+)
+def test_the_teachers_accuracy_is_of_that_network_on_these_images(run, digest, name, told):
+    """A file may have anything beside it: the run of a teacher on other data, or of another epoch."""
+    for folder, known in ((run, "d"), (run.parent / "teacher-seed0", digest)):
+        (folder / "environment.json").write_text(json.dumps({"data_digest": known}), encoding="utf-8")
+    teacher = {"path": str(run.parent / "teacher-seed0" / f"{name}.keras")}
+    plain = yaml.safe_load((run / "experiment.yaml").read_text(encoding="utf-8")) | {"teacher": teacher}
+    (run / "experiment.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+    assert ("teacher" in seeds_of(run)) == told
+
+
 def test_accuracies_are_of_students_of_one_teacher(run):
     file = run.parent / "sp-seed1" / "summary.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"teacher_fingerprint": "0" * 32}), encoding="utf-8")

@@ -230,6 +230,14 @@ def test_a_student_that_cannot_be_is_named_before_any_is_trained(two_students, t
     assert not list((tmp_path / "runs").rglob("student.keras"))
 
 
+@pytest.mark.parametrize(("beside", "known"), [(None, False), ("other", False), ("these", True)])
+def test_whether_the_teacher_saw_the_held_out_images(two_students, tmp_path, beside, known):
+    if beside:
+        (tmp_path / "environment.json").write_text(json.dumps({"data_digest": beside}), encoding="utf-8")
+    assert students._was_held_out(two_students[0].teacher, "these") == known
+    assert students._was_held_out(two_students[0].teacher.model_copy(update={"path": None}), "these")
+
+
 def test_a_format_whose_packages_are_missing_is_told_before_any_training(two_students, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(ExperimentError, match=r"tf2onnx is not installed.*pip install '.\[export\]'"):

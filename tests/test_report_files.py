@@ -106,3 +106,13 @@ def test_a_file_where_the_report_goes(root, tmp_path):
         ExperimentError, match=r"^The report cannot be written to .*report \(.*Choose another with --out"
     ):
         report.write_report(report.read_runs(root), tmp_path / "report")
+
+
+def test_runs_behind_links_are_found_and_links_go_round_but_once(root, tmp_path):
+    before = report.read_runs(root)
+    elsewhere = tmp_path / "another disk" / "sp-seed2"
+    elsewhere.parent.mkdir()
+    (root / "sp-seed2").rename(elsewhere)
+    (root / "sp-seed2").symlink_to(elsewhere)
+    (root / "round").symlink_to(root)
+    assert report.read_runs(root) == before

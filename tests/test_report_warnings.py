@@ -226,3 +226,56 @@ def test_runs_under_different_conditions(tmp_path):
         "The runs were made under different conditions: version of tensorflow.",
         "sp-seed1 went on under other conditions than it began (commit, intra_op_threads).",
     ]
+
+
+def note(run, **facts):
+    """Writes more into a run's summary."""
+    file = run / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | facts), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("key", "what"), [("data_digest", "images"), ("start_digest", "weights at the start")])
+def test_runs_on_other_images_or_from_other_weights_are_not_compared(tmp_path, key, what):
+    note(write_run(tmp_path, "student", 0, 0.5, []), **{key: "d57e0000" + "0" * 24})
+    note(write_run(tmp_path, "sp", 0, 0.25, []), **{key: "40410000" + "0" * 24})
+    note(write_run(tmp_path, "kd", 0, 0.25, []), **{key: None})  # of before this was recorded
+    result = summarised(tmp_path)
+    told = f"sp and the student alone are not compared, since they differ: {what}: 40410000 -> d57e0000."
+    assert result.warnings == [told]
+    assert [line.split()[0] for line in report.verdicts(result)] == ["kd"]
+
+
+def test_folds_are_of_other_images_each(tmp_path):
+    for fold in (1, 2):
+        for method, error in (("student", 0.5), ("sp", 0.25)):
+            run = write_run(
+                tmp_path / f"x-fold{fold}", method, 0, error, [], name=f"x-fold{fold}", data=f"dtd/fold{fold}"
+            )
+            note(run, data_digest=str(fold) * 32)
+    together = report.summarise(report.read_runs(tmp_path))[0]
+    assert (together.unit, [len(one.differences) for one in together.methods if one.method == "sp"]) == ("folds", [2])
+
+
+def test_a_cache_of_augmented_views_is_another_recipe_than_the_baseline(tmp_path):
+    for method in ("student", "sp"):
+        run = write_run(tmp_path, method, 0, 0.5, [])
+        change(run, "augmentation: none", "augmentation: cifar")
+        change(run, "cache: null", "cache: {views: 1}")
+    (told,) = summarised(tmp_path).warnings
+    assert told.startswith("sp saw 1 fixed view of each image (`teacher.cache`), the student alone a new one in every")
+    for method in ("student", "sp"):
+        change(tmp_path / f"{method}-seed0", "augmentation: cifar", "augmentation: none")
+    assert summarised(tmp_path).warnings == []
+
+
+def test_a_curve_over_weights_of_several_teachers_says_so_and_names_no_lowest(tmp_path):
+    for weight, fingerprint in ((30.0, "e"), (100.0, "f")):
+        terms = [{"loss": "similarity_preserving", "weight": weight}]
+        run = write_run(tmp_path / f"out-{weight:g}" / "tiny", "sp", 0, 0.25, [], terms=terms)
+        note(run, teacher_fingerprint=fingerprint * 32)
+    for result in report.summarise(report.read_runs(tmp_path)):
+        (curve,) = result.weights
+        assert report.tell_weights(curve).endswith(" Not all of them are of the same teachers.")
+    note(tmp_path / "out-30" / "tiny" / "sp-seed0", teacher_fingerprint="f" * 32)
+    (curve,) = report.summarise(report.read_runs(tmp_path))[0].weights
+    assert "Lowest at 30 and 100" in report.tell_weights(curve)

@@ -152,13 +152,13 @@ def test_as_json(root):
 )
 def test_the_lowest_weight(medians, said):
     errors = {weight: [error] for weight, error in medians.items()}
-    curve = report.WeightCurve("soft_targets", ["kd"], "held-out", [0], errors, [], [], {})
+    curve = report.WeightCurve("soft_targets", ["kd"], "held-out", [0], errors, [], [], {}, [])
     assert report.tell_weights(curve).endswith(f" %. {said}")
 
 
 def test_a_curve_is_of_medians_over_seeds():
     errors, alone = {1.0: [0.1, 0.2, 0.9], 2.0: [0.3] * 3}, [0.5, 0.5, 0.2]
-    curve = report.WeightCurve("soft_targets", ["kd"], "held-out", [0, 1, 2], errors, alone, [], {})
+    curve = report.WeightCurve("soft_targets", ["kd"], "held-out", [0, 1, 2], errors, alone, [], {}, [])
     assert "1: 20.00 %, 2: 30.00 %. Student alone: 50.00 %. Lowest at 1," in report.tell_weights(curve)
 
 

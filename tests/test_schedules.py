@@ -90,3 +90,20 @@ def test_a_part_of_a_training_has_the_weights_of_the_whole():
     schedule = TermWeightSchedule({"similarity_preserving": WeightSchedule(decay="cosine")}, epochs=4)
     model.fit(*images(8), epochs=2, verbose=0, callbacks=[schedule, watch])
     assert seen == pytest.approx([8.0, 4 * (1 + math.sqrt(0.5))])
+
+
+def test_whatever_ends_a_fit_the_terms_have_their_own_weights_again():
+    class Cancel(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    model = Distiller(small_network(), small_network(), [Term(losses.SimilarityPreserving(), weight=8.0)])
+    model.compile("sgd", cross_entropy())
+    schedule = TermWeightSchedule({"similarity_preserving": WeightSchedule(warm_up=3)})
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*images(8), verbose=0, callbacks=[schedule, Cancel()])
+    assert float(model.term_weights["similarity_preserving"]) == 8.0
+    # The best weights are put back behind the schedule's end, with the term's weight of that epoch.
+    best = keras.callbacks.EarlyStopping("loss", patience=0, restore_best_weights=True, mode="max", start_from_epoch=0)
+    model.fit(*images(8), epochs=3, verbose=0, callbacks=[schedule, best])
+    assert float(model.term_weights["similarity_preserving"]) == 8.0

@@ -57,6 +57,8 @@ SUMMARY_KEYS = [
     "parameters",
     "multiply_adds",
     "teacher_fingerprint",
+    "data_digest",
+    "start_digest",
     "compared_layers",
     "versions",
     "devices",

@@ -61,6 +61,7 @@ class TermWeightSchedule(keras.callbacks.Callback):
             if not isinstance(schedule, WeightSchedule):
                 raise ValueError(f"`schedules` must have a WeightSchedule for '{name}'. Received: {schedule!r}.")
         self.schedules, self.epochs = dict(schedules), epochs
+        self.weights: dict[str, float] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Checks the names.
@@ -82,7 +83,11 @@ class TermWeightSchedule(keras.callbacks.Callback):
             self.model.term_weights[name].assign(self.weights[name] * schedule.factor(epoch, epochs))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Gives the terms their own weights again, for what is trained or evaluated later without a schedule."""
+        """Gives the terms their own weights again."""
         del logs
-        for name in self.schedules:
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Gives the terms their own weights again, for what is trained or evaluated later without a schedule."""
+        for name in self.schedules.keys() & self.weights.keys():
             self.model.term_weights[name].assign(self.weights[name])

@@ -86,7 +86,7 @@ def read_plain(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
     if not isinstance(plain, dict):
         raise ExperimentError(f"{path} must be a mapping with data, teacher, student, ... Received: {shown(plain)}.")
     is_named = "name" in plain
-    plain = {"name": path.stem, **plain}
+    plain = {"name": path.stem, **_unshared(plain)}
     _expand(plain)  # so that an override finds `terms`
     for text in overrides:
         override(plain, text)
@@ -104,6 +104,16 @@ def _parsed(text: str) -> Any:
         return yaml.load(text, Loader=_StrictLoader)
     except RecursionError:
         raise yaml.YAMLError("lists or mappings are nested too deeply") from None
+
+
+def _unshared(value: Any) -> Any:
+    """Returns a copy in which what YAML's `*alias` names stands for itself, so that an override changes one place.
+
+    `copy.deepcopy` keeps what is shared as it is.
+    """
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _expand(plain: dict[str, Any]) -> None:

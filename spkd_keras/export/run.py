@@ -133,7 +133,7 @@ class FinishedRun:
     def _over_seeds(self, method: str) -> dict[str, Any] | None:
         accuracies = {}
         own = self.folder.resolve().parent.glob(f"{method}-seed*")
-        for folder in [self._teacher_file().parent] if method == TEACHER else own:
+        for folder in self._teacher_run() if method == TEACHER else own:
             summary = read_record(folder / "summary.json") or {}
             if summary.get("method") == method and (method == TEACHER or self._is_alike(folder, method, summary)):
                 accuracies[int(summary["seed"])] = 1 - summary["test_error"]
@@ -146,6 +146,13 @@ class FinishedRun:
             "lowest": min(values),
             "highest": max(values),
         }
+
+    def _teacher_run(self) -> list[Path]:
+        """The folder of the run that trained the teacher, if its summary is of that network and of these images."""
+        file = self._teacher_file()
+        record = read_record(file.with_name("environment.json")) or {}
+        images = self.environment.get(DATA_DIGEST)
+        return [file.parent] * (file.name == "student.keras" and record.get(DATA_DIGEST, images) == images)
 
     def _is_alike(self, folder: Path, method: str, summary: dict[str, Any]) -> bool:
         """Whether a run is of this one's settings and teacher; the baseline has no terms and asks no teacher."""

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from spkd_keras import data
-from spkd_keras.experiment import BASELINE, TEACHER, Experiment, ExperimentError, StudentSpec, read_record
+from spkd_keras.experiment import BASELINE, TEACHER, Experiment, ExperimentError, StudentSpec, Teacher, read_record
 from spkd_keras.export import Exporter, load_runner
 from spkd_keras.export.formats import file_name
 from spkd_keras.export.latency import machine, measure
@@ -24,7 +24,7 @@ from spkd_keras.frontier.decision import Candidate, titled
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.storage import locked, write_json
 from spkd_keras.training import build, cached_teacher
-from spkd_keras.training.folder import RunFolder
+from spkd_keras.training.folder import DATA_DIGEST, RunFolder
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import error_of
 from spkd_keras.training.run import RunsFailedError, run_experiment
@@ -98,6 +98,11 @@ def train_students(
         tf.config.experimental.enable_op_determinism()
         teacher = prepared_teacher(experiment, out, splits, observer, interruption)
         teacher_error = error_of(_known(teacher), _known(splits.validation))
+        if experiment.teacher and not _was_held_out(experiment.teacher, splits.digest()):
+            observer.noticed(
+                f"Whether {experiment.teacher.path} was trained on the images that are held out here is not known. If "
+                "it was, its error on them, and so the limit for students, is too low."
+            )
         failures: dict[str, str] = {}
         for student in students:
             failures |= _run(student, root, folder, observer, jobs)
@@ -111,6 +116,14 @@ def train_students(
     candidates = [candidate for candidate in found.values() if candidate is not None]
     lost = [title for title, candidate in found.items() if candidate is None]
     return Students(folder, teacher_error, candidates, failures, lost)
+
+
+def _was_held_out(teacher: Teacher, digest: str) -> bool:
+    """Whether the held-out images were kept from the teacher: it is trained here, or was on the same parts."""
+    if teacher.path is None:
+        return True
+    beside = read_record(Path(teacher.path).with_name("environment.json")) or {}
+    return beside.get(DATA_DIGEST) == digest
 
 
 def _known(value: Any) -> Any:

@@ -10,7 +10,8 @@ from spkd_keras.experiment import BASELINE, TEACHER, Published, differences
 from spkd_keras.report.weight_curves import WeightCurve, weight_curves
 from spkd_keras.run_files import Run, folds, read_similarities
 
-CONDITIONS = ("devices", "processor", "threads")  # of a summary; a change of these may change bits
+CONDITIONS = ("devices", "processor", "threads", "replicas")  # of a summary; a change of these may change bits
+DIGESTS = {"data_digest": "images", "start_digest": "weights at the start"}  # of a summary, and of what
 Runs = dict[tuple[str, int], Run]  # by method and seed
 
 
@@ -124,6 +125,7 @@ def _result(name: str, root: Path, runs: Sequence[Run], unit: str, title: str) -
     warnings = [f"The runs of {method} differ, and are not compared: {'; '.join(mixed[method])}." for method in mixed]
     warnings += _unpaired([method for method in methods if method != TEACHER], done, unit)
     warnings += _unlike(with_terms, alike, unit)
+    warnings += _views(with_terms, done)
     warnings += _teachers(done) if unit == "seeds" else []
     warnings += _conditions(done)
     return ExperimentResult(name, root, list(runs), results, unfinished, comparisons, warnings, [], unit, title)
@@ -175,6 +177,10 @@ def _differing(runs: Sequence[Run], unit: str, apart: bool = False) -> list[str]
     if len(known) == 1 and None not in known:
         ignored.append(r"teacher\.path")  # it was moved
     found = [line for run in runs[1:] for line in differences(runs[0].spec, run.spec)]
+    for key, what in DIGESTS.items():
+        digests = dict.fromkeys(str((run.summary or {}).get(key) or "")[:8] for run in runs)
+        if len(told := [digest for digest in digests if digest]) > 1 and (unit == "seeds" or what != "images"):
+            found.append(f"{what}: {' -> '.join(told)}")
     return list(dict.fromkeys(line for line in found if not re.match(rf"({'|'.join(ignored)})\b", line)))
 
 
@@ -195,6 +201,19 @@ def _unlike(methods: Sequence[str], alike: Runs, unit: str) -> list[str]:
         if found:
             told.append(f"{method} and the student alone are not compared, since they differ: {'; '.join(found)}.")
     return told
+
+
+def _views(methods: Sequence[str], done: Runs) -> list[str]:
+    """Says that what is taken from a cache sees other augmented images than the student alone."""
+    compared = [method for method in methods if _pairs(method, BASELINE, done)]
+    specs = {method: _of(done, method)[0].spec for method in compared}
+    cached = {method: spec.teacher_cache.views for method, spec in specs.items() if spec.teacher_cache}
+    return [
+        f"{method} saw {views} fixed view{'s' * (views > 1)} of each image (`teacher.cache`), the student alone a new "
+        "one in every epoch, so that their difference is not the method's alone."
+        for method, views in cached.items()
+        if specs[method].data.augmentation != "none"
+    ]
 
 
 def teachers(runs: Iterable[Run]) -> set[str | None]:

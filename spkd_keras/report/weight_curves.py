@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from spkd_keras.experiment.sections import TermSpec
 from spkd_keras.run_files import Run
 
+KNOWN_BY = {"teacher_fingerprint": "teachers", "data_digest": "images"}  # of a run; a trial's summary has neither
+
 
 class WeightCurve(NamedTuple):
     """Errors by the weight of a term.
@@ -20,6 +22,7 @@ class WeightCurve(NamedTuple):
         baseline: of the student alone with the same settings, for those of these seeds that it has.
         left_out: weights that were tried with other seeds alone.
         again: by weight, what other runs with it and one of these seeds came to, where that is something else.
+        differing: what is not the same for all of them, "teachers" or "images"; no weight is to be chosen by such.
     """
 
     term: str
@@ -30,6 +33,7 @@ class WeightCurve(NamedTuple):
     baseline: list[float]
     left_out: list[float]
     again: dict[float, list[float]]
+    differing: list[str]
 
 
 def weight_curves(own: Sequence[Run], others: Sequence[Run] = ()) -> list[WeightCurve]:
@@ -69,28 +73,30 @@ def _curve(index: int, found: Sequence[Sequence[Run]], every: Sequence[Run]) -> 
     """
     runs = [equal[0] for equal in found]
     alone = [run for run in every if not _terms(run) and _settings(run) == _settings(runs[0])]
-    held_out = all(_error(run, "validation_error") is not None for run in [*runs, *alone])
+    held_out = all(_entry(run, "validation_error") is not None for run in [*runs, *alone])
     key = "validation_error" if held_out else "test_error"  # which a trial of a search has not
     tried: dict[float, dict[int, Run]] = {}
     for run in runs:
-        if _error(run, key) is not None:
+        if _entry(run, key) is not None:
             tried.setdefault(_terms(run)[index].weight, {})[run.seed] = run
     every_weight = sorted(tried)
     seeds = _common_seeds(tried)
     tried = {weight: tried[weight] for weight in every_weight if set(seeds) <= set(tried[weight])}
     if len(tried) < 2:
         return None
-    errors = {weight: [_error(tried[weight][seed], key) for seed in seeds] for weight in sorted(tried)}
+    errors = {weight: [_entry(tried[weight][seed], key) for seed in seeds] for weight in sorted(tried)}
     methods = list(dict.fromkeys(tried[weight][seed].method for weight in sorted(tried) for seed in seeds))
-    baseline = {run.seed: _error(run, key) for run in alone if run.seed in seeds}
+    baseline = {run.seed: _entry(run, key) for run in alone if run.seed in seeds}
     again: dict[float, list[float]] = {}
     for first, *more in found:
-        for error in dict.fromkeys(_error(run, key) for run in more if first.seed in seeds):
-            if error not in (None, _error(first, key)):
+        for error in dict.fromkeys(_entry(run, key) for run in more if first.seed in seeds):
+            if error not in (None, _entry(first, key)):
                 again.setdefault(_terms(first)[index].weight, []).append(error)
     left_out = [weight for weight in every_weight if weight not in tried]
     loss, measured = _terms(runs[0])[index].loss, "held-out" if held_out else "test"
-    return WeightCurve(loss, methods, measured, seeds, errors, list(baseline.values()), left_out, again)
+    counted = [tried[weight][seed] for weight in errors for seed in seeds]
+    differing = [what for key, what in KNOWN_BY.items() if len({_entry(run, key) for run in counted} - {None}) > 1]
+    return WeightCurve(loss, methods, measured, seeds, errors, list(baseline.values()), left_out, again, differing)
 
 
 def _common_seeds(tried: Mapping[float, Mapping[int, Run]]) -> list[int]:
@@ -102,7 +108,7 @@ def _common_seeds(tried: Mapping[float, Mapping[int, Run]]) -> list[int]:
     return sorted(best[1])
 
 
-def _error(run: Run, key: str) -> Any:
+def _entry(run: Run, key: str) -> Any:
     return (run.summary or {}).get(key)
 
 

@@ -119,7 +119,9 @@ def tell_weights(curve: WeightCurve) -> str:
     line += f"median of {_count(len(curve.seeds), 'seeds')}: {told}."
     if curve.baseline:
         line += f" Student alone: {100 * statistics.median(curve.baseline):.2f} %."
-    if curve.measured == "held-out":  # test images choose nothing
+    if curve.differing:
+        line += f" Not all of them are of the same {' and '.join(curve.differing)}."
+    elif curve.measured == "held-out":  # test images choose nothing
         line += f" {_lowest(medians)}"
     if curve.left_out:
         line += f" Left out, with other seeds alone: {', '.join(f'{weight:g}' for weight in curve.left_out)}."

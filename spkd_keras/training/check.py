@@ -14,11 +14,12 @@ import tensorflow as tf
 from spkd_keras import data, models
 from spkd_keras.cache import TeacherCache
 from spkd_keras.distiller import Distiller, compared_layers, gathered_bytes
-from spkd_keras.experiment import TEACHER, Experiment, ExperimentError, Schedule
+from spkd_keras.experiment import TEACHER, Experiment, ExperimentError
 from spkd_keras.observer import Observer
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check_folders import check_runs, room, stopping
 from spkd_keras.training.check_methods import PartRow, check_method
+from spkd_keras.training.check_settings import check_settings
 from spkd_keras.training.check_teacher import check_teacher
 from spkd_keras.training.cost import RunCost, measure, seconds_a_batch
 from spkd_keras.training.findings import Finding, worst_first
@@ -114,7 +115,7 @@ def check_experiment(
     training = experiment.teacher_training() if experiment.asks_teacher else None
     trained = teacher is not None or training is None
     check.findings += check_runs(experiment, training, splits, root)
-    check.findings += _late_drops(experiment, None if trained else training)
+    check.findings += check_settings(experiment, None if trained else training)
     if teacher is None and experiment.teacher is not None and experiment.asks_teacher:
         keras.utils.set_random_seed(0)
         teacher = build.build_network(experiment.teacher, splits.train, "teacher")
@@ -267,28 +268,6 @@ def _look_for_room(
         size = f"it takes {check.cache / 1e6:,.0f} MB. The steps were measured with the teacher in them."
         check.findings.append(Finding("note", "teacher.cache", size))
     check.findings += room((root, check.disk - check.cache), (place, check.cache))
-
-
-def _late_drops(experiment: Experiment, training: Experiment | None) -> list[Finding]:
-    """Looks for drops of the learning rate at epochs that never come, which a fraction may round to as well."""
-    schedules = {"schedule": experiment.schedule}
-    if training is not None and training.schedule != experiment.schedule:
-        schedules["teacher.schedule"] = training.schedule
-    return [
-        Finding(
-            "warning",
-            place,
-            f"drops at {', '.join(map(str, late))} never happen in {schedule.epochs} "
-            f"epoch{'s' * (schedule.epochs > 1)}.",
-            f"Give fractions of the epochs, such as --set '{place}.drops={{0.3: 0.2, 0.6: 0.2, 0.8: 0.2}}'."
-            if any(isinstance(when, int) for when in late)
-            else "Give smaller fractions, or more epochs.",
-        )
-        for place, schedule in schedules.items()
-        # The default ones are for no number of epochs in particular.
-        if schedule.drops != Schedule().drops
-        and (late := [when for when in schedule.drops if schedule.epoch_of(when) >= schedule.epochs])
-    ]
 
 
 def _images(batches: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from spkd_keras.experiment import Network
 from spkd_keras.losses import similarity_matrix
 from spkd_keras.storage import replace
 from spkd_keras.training import build
-from spkd_keras.training.folder import LAYERS, RunFolder
+from spkd_keras.training.folder import DATA_DIGEST, LAYERS, START_DIGEST, RunFolder
 
 EVALUATION_BATCH = 256
 PICTURE_IMAGES = 128  # about so many in the picture of the similarity matrices
@@ -46,6 +46,8 @@ def summarise(
         "parameters": student.count_params(),
         "multiply_adds": models.multiply_adds(student),
         "teacher_fingerprint": surroundings["teacher_fingerprint"],
+        DATA_DIGEST: surroundings[DATA_DIGEST],
+        START_DIGEST: surroundings[START_DIGEST],
         LAYERS: surroundings[LAYERS],
         "versions": surroundings["versions"],
         "devices": surroundings["devices"],
