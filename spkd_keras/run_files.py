@@ -3,13 +3,12 @@
 import csv
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spkd_keras.experiment import Experiment, ExperimentError, damaged, load_experiment, read_record
+from spkd_keras.experiment import Experiment, ExperimentError, damaged, load_experiment, read_record, walk
 
 # What a report reads of a summary. There is no best epoch where nothing was held out.
 READ_KEYS = {
@@ -95,10 +94,7 @@ def read_trials(folder: str | Path) -> list[Run]:
 
 
 def _files(folder: Path, name: str) -> list[Path]:
-    """Finds the files of a name in and under a folder, through links.
-
-    `Path.rglob` leaves out what it cannot look into.
-    """
+    """Finds the files of a name in and under a folder."""
 
     def refuse(error: OSError) -> None:
         if isinstance(error, FileNotFoundError):  # by another process, since its name was read
@@ -108,13 +104,7 @@ def _files(folder: Path, name: str) -> list[Path]:
             "give a folder without it."
         ) from error
 
-    found, seen = [], {os.path.realpath(folder)}
-    for root, inner, files in os.walk(folder, onerror=refuse, followlinks=True):
-        places = {name: os.path.realpath(Path(root, name)) for name in inner}
-        inner[:] = [name for name, place in places.items() if place not in seen]  # else a link may go round for ever
-        seen.update(places.values())
-        found += [Path(root, name)] * (name in files)
-    return sorted(found)
+    return sorted(root / name for root, files in walk(folder, refuse) if name in files)
 
 
 def _read_summary(file: Path) -> dict[str, Any] | None:

@@ -125,6 +125,12 @@ def change(run, old, new):
     file.write_text(text.replace(old, new), encoding="utf-8")
 
 
+def note(run, **facts):
+    """Writes more into a run's summary."""
+    file = run / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | facts), encoding="utf-8")
+
+
 def write_trial(root, number, weight, outcome):
     """Writes the folder of a search's trial, of the runs' experiment with another weight in sp."""
     run = write_run(root / "written", "sp", 0, 0.5, [], terms=[{"loss": "similarity_preserving", "weight": weight}])

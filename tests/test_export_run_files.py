@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from fake_runs import change, single, write_files, write_network_runs
+from fake_runs import change, note, single, write_files, write_network_runs
 
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.export import card
@@ -83,8 +83,7 @@ def test_the_teachers_accuracy_is_of_that_network_on_these_images(run, digest, n
 
 
 def test_accuracies_are_of_students_of_one_teacher(run):
-    file = run.parent / "sp-seed1" / "summary.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"teacher_fingerprint": "0" * 32}), encoding="utf-8")
+    note(run.parent / "sp-seed1", teacher_fingerprint="0" * 32)
     assert seeds_of(run)["sp"] == [0]
 
 

@@ -1,10 +1,8 @@
 """What makes results less than they seem is told, and what cannot be compared is not compared."""
 
-import json
-
 import numpy as np
 import pytest
-from fake_runs import change, write_run, write_runs, write_trial
+from fake_runs import change, note, write_run, write_runs, write_trial
 
 from spkd_keras import report
 from spkd_keras.experiment import Experiment, ExperimentError
@@ -63,8 +61,7 @@ def test_a_teacher_that_was_moved(tmp_path, fingerprints, compared):
             "model: wide_resnet\n  path: null\n  schedule: {}\n  dtype: null\n  cache: null\n  width: 2",
             f"path: {place}.keras",
         )
-        file = run / "summary.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"teacher_fingerprint": fingerprint}))
+        note(run, teacher_fingerprint=fingerprint)
     assert (not any("teacher.path" in line for line in summarised(tmp_path).warnings)) == compared
 
 
@@ -204,9 +201,7 @@ def test_histories_of_different_lengths(tmp_path, monkeypatch):
 )
 def test_students_of_several_teachers(tmp_path, fingerprints, warns, one):
     for seed, fingerprint in enumerate(fingerprints):
-        file = write_run(tmp_path, "sp", seed, 0.25, []) / "summary.json"
-        content = json.loads(file.read_text()) | {"teacher_fingerprint": fingerprint}
-        file.write_text(json.dumps(content), encoding="utf-8")
+        note(write_run(tmp_path, "sp", seed, 0.25, []), teacher_fingerprint=fingerprint)
     result = summarised(tmp_path)
     assert result.warnings == ["The students were distilled from 2 teachers, which is in their differences."] * warns
     assert ("teacher wide_resnet (width 2), one for all." in report.settings(result)[1]) is one
@@ -216,22 +211,14 @@ def test_runs_under_different_conditions(tmp_path):
     versions = [{"tensorflow": "2.20.0", "keras": "3.15.1"}, {"tensorflow": "2.21.0", "keras": "3.15.1"}]
     for seed in (0, 1):
         for method in ("student", "sp"):
-            file = write_run(tmp_path, method, seed, 0.25, []) / "summary.json"
-            known = {"versions": versions[seed], "threads": 2, "processor": ["avx2"]}
-            file.write_text(json.dumps(json.loads(file.read_text()) | known), encoding="utf-8")
-    file = tmp_path / "sp-seed1" / "summary.json"
-    earlier = {"earlier_conditions": ["commit: a -> b", "intra_op_threads: 2 -> 4", "commit: b -> c"]}
-    file.write_text(json.dumps(json.loads(file.read_text()) | earlier), encoding="utf-8")
+            run = write_run(tmp_path, method, seed, 0.25, [])
+            note(run, versions=versions[seed], threads=2, processor=["avx2"])
+    earlier = ["commit: a -> b", "intra_op_threads: 2 -> 4", "commit: b -> c"]
+    note(tmp_path / "sp-seed1", earlier_conditions=earlier)
     assert summarised(tmp_path).warnings == [
         "The runs were made under different conditions: version of tensorflow.",
         "sp-seed1 went on under other conditions than it began (commit, intra_op_threads).",
     ]
-
-
-def note(run, **facts):
-    """Writes more into a run's summary."""
-    file = run / "summary.json"
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | facts), encoding="utf-8")
 
 
 @pytest.mark.parametrize(("key", "what"), [("data_digest", "images"), ("start_digest", "weights at the start")])

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from spkd_keras.data.augmentation import decode
 from spkd_keras.data.splits import Photos
+from spkd_keras.experiment import walk
 from spkd_keras.prefetching import prefetched
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
@@ -102,18 +103,13 @@ def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[i
 
 
 def within(folder: Path, refuse: Callable[[OSError], None] | None = None) -> list[Path]:
-    """Lists the files in and under a folder, through links; `rglob` passes over folders that it may not look into.
+    """Lists the files in and under a folder, through links.
 
     Hidden files and folders are other programs'. `refuse` gets the error of one that may not be looked into; without it
     that is an error.
     """
-    found, seen = [], {os.path.realpath(folder)}
-    for root, inner, names in os.walk(folder, onerror=refuse or _refuse, followlinks=True):
-        places = {name: os.path.realpath(Path(root) / name) for name in inner if not name.startswith(".")}
-        inner[:] = [name for name, place in places.items() if place not in seen]  # else a link may go round for ever
-        seen.update(places.values())
-        found += [Path(root) / name for name in names if not name.startswith(".")]
-    return sorted(found)
+    found = walk(folder, refuse or _refuse, hidden=False)
+    return sorted(root / name for root, names in found for name in names if not name.startswith("."))
 
 
 def _listing(root: Path, files: Sequence[Path]) -> str:

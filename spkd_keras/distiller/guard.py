@@ -11,7 +11,6 @@ import tensorflow as tf
 from spkd_keras.distiller.labels import clear_label_errors
 from spkd_keras.distiller.logs import LoggedTrainer
 from spkd_keras.distiller.replicas import Share, conditionally
-from spkd_keras.distiller.schedules import TermWeightSchedule
 from spkd_keras.distiller.taps import num_classes
 
 ADVICE = (
@@ -266,20 +265,14 @@ class TrainingGuard(keras.callbacks.Callback):
 def guarded(callbacks: Any, guard: TrainingGuard, model: keras.Model) -> Iterator[Any]:
     """Puts a guard before the callbacks of a `fit`, so that none of them saves what it refuses.
 
-    A `CallbackList` is the user's own and has it for that time alone. Whatever ends the `fit`, terms whose weights are
-    scheduled then have their own again: Keras (3.12 to 3.15) ends no callbacks after an error, and one that restores
-    the best epoch's weights restores those too.
+    A `CallbackList` is the user's own and has it for that time alone.
     """
-    is_list = isinstance(callbacks, keras.callbacks.CallbackList)
-    own = callbacks.callbacks if is_list else keras.tree.flatten(callbacks or [])
-    if is_list:
-        guard.set_model(model)
-        own.insert(0, guard)
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        yield [guard, *keras.tree.flatten(callbacks or [])]
+        return
+    guard.set_model(model)
+    callbacks.callbacks.insert(0, guard)
     try:
-        yield callbacks if is_list else [guard, *own]
+        yield callbacks
     finally:
-        if is_list:
-            own.remove(guard)
-        for callback in own:
-            if isinstance(callback, TermWeightSchedule):
-                callback.give_back()
+        callbacks.callbacks.remove(guard)

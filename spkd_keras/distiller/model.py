@@ -16,6 +16,7 @@ from spkd_keras.distiller.logs import trackers
 from spkd_keras.distiller.objective import term_values, weighted_sum
 from spkd_keras.distiller.outputs import warn_of_logits
 from spkd_keras.distiller.replicas import Share
+from spkd_keras.distiller.schedules import given_back
 from spkd_keras.distiller.stand_in import Cached, StandIn, unpacked
 from spkd_keras.distiller.term import Term, named
 from spkd_keras.distiller.wiring import Wiring, check_arguments
@@ -246,6 +247,7 @@ class Distiller(StudentKeeper):
         with (
             self._clear_label_errors(),
             strategy_checks.clear_sharing_errors(strategy),
+            given_back(callbacks),
             guarded(callbacks, guard, self) as callbacks,
         ):
             arrays, size = x, batch_size

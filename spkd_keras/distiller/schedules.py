@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import keras
@@ -91,3 +92,19 @@ class TermWeightSchedule(keras.callbacks.Callback):
         """Gives the terms their own weights again, for what is trained or evaluated later without a schedule."""
         for name in self.schedules.keys() & self.weights.keys():
             self.model.term_weights[name].assign(self.weights[name])
+
+
+@contextmanager
+def given_back(callbacks: Any) -> Iterator[None]:
+    """Whatever ends a `fit`, gives the terms whose weights these callbacks schedule their own again.
+
+    Keras (3.12 to 3.15) ends no callbacks after an error, and one that restores the best epoch's weights restores
+    those of the terms too.
+    """
+    own = callbacks.callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else callbacks or []
+    try:
+        yield
+    finally:
+        for callback in keras.tree.flatten(own):
+            if isinstance(callback, TermWeightSchedule):
+                callback.give_back()

@@ -4,7 +4,7 @@ from spkd_keras.experiment.loading import load_experiment, override, read_plain
 from spkd_keras.experiment.presets import loss_facts, preset_methods, presets
 from spkd_keras.experiment.problems import ClearError, ExperimentError, unknown, validated
 from spkd_keras.experiment.published import Published
-from spkd_keras.experiment.records import damaged, read_record
+from spkd_keras.experiment.records import damaged, read_record, walk
 from spkd_keras.experiment.schema import BASELINE, TEACHER, Experiment, differences
 from spkd_keras.experiment.searching import (
     METHOD,
@@ -70,4 +70,5 @@ __all__ = [
     "read_record",
     "unknown",
     "validated",
+    "walk",
 ]

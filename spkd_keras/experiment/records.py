@@ -1,6 +1,8 @@
-"""The records that runs leave behind them. Imports no TensorFlow."""
+"""The records that runs leave behind them, and how files are found. Imports no TensorFlow."""
 
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,25 @@ def read_record(file: Path, cure: str = ANEW) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise damaged(file, f"it is a {type(content).__name__}", cure)
     return content
+
+
+def walk(folder: Path, refuse: Callable[[OSError], None], hidden: bool = True) -> Iterator[tuple[Path, list[str]]]:
+    """Goes through a folder and those in it, also behind links. `Path.rglob` leaves out what it cannot look into.
+
+    Args:
+        folder: where to begin.
+        refuse: gets the error of a folder that may not be looked into.
+        hidden: whether to go into folders whose names begin with a dot.
+
+    Yields:
+        Each folder, with the names of the files in it.
+    """
+    seen = {os.path.realpath(folder)}
+    for root, inner, files in os.walk(folder, onerror=refuse, followlinks=True):
+        places = {name: os.path.realpath(Path(root, name)) for name in inner if hidden or not name.startswith(".")}
+        inner[:] = [name for name, place in places.items() if place not in seen]  # else a link may go round for ever
+        seen.update(places.values())
+        yield Path(root), files
 
 
 def damaged(file: Path, reason: object, cure: str = ANEW) -> ExperimentError:

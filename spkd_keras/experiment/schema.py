@@ -83,6 +83,15 @@ class Experiment(Section):
         """The cache that the methods' terms take the teacher from; None if none is asked for, or there are no terms."""
         return self.teacher.cache if self.teacher is not None and self.asks_teacher else None
 
+    @property
+    def fixed_views(self) -> int | None:
+        """How many augmented views of an image methods with terms see, where a cache keeps them; None for new ones.
+
+        The student alone, which needs no cache, sees a new one in every epoch in any case.
+        """
+        spec = self.teacher_cache
+        return spec.views if spec is not None and self.data.augmentation != "none" else None
+
     def single(self, method: str, seed: int) -> "Experiment":
         """Returns the part that one run is about: one method with one seed."""
         published = self.published and self.published.of([method])

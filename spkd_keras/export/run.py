@@ -20,7 +20,7 @@ from spkd_keras.experiment import (
     read_record,
 )
 from spkd_keras.training.build import construct, load_data
-from spkd_keras.training.folder import DATA_DIGEST, LAYERS, check_same_data
+from spkd_keras.training.folder import DATA_DIGEST, LAYERS, check_same_data, images_of
 
 PICTURES = 256  # of a data set that are read at a time
 
@@ -150,9 +150,8 @@ class FinishedRun:
     def _teacher_run(self) -> list[Path]:
         """The folder of the run that trained the teacher, if its summary is of that network and of these images."""
         file = self._teacher_file()
-        record = read_record(file.with_name("environment.json")) or {}
         images = self.environment.get(DATA_DIGEST)
-        return [file.parent] * (file.name == "student.keras" and record.get(DATA_DIGEST, images) == images)
+        return [file.parent] if file.name == "student.keras" and images_of(file) in (None, images) else []
 
     def _is_alike(self, folder: Path, method: str, summary: dict[str, Any]) -> bool:
         """Whether a run is of this one's settings and teacher; the baseline has no terms and asks no teacher."""

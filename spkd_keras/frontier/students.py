@@ -24,7 +24,7 @@ from spkd_keras.frontier.decision import Candidate, titled
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.storage import locked, write_json
 from spkd_keras.training import build, cached_teacher
-from spkd_keras.training.folder import DATA_DIGEST, RunFolder
+from spkd_keras.training.folder import RunFolder, images_of
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import error_of
 from spkd_keras.training.run import RunsFailedError, run_experiment
@@ -89,6 +89,7 @@ def train_students(
     folder = Path(out) / f"{experiment.name}-frontier"
     with interruption.listening(), locked(folder):
         splits = build.load_data(experiment.data)
+        digest = splits.digest()
         for student in students:
             try:
                 build.check(student.experiment, splits)
@@ -98,7 +99,7 @@ def train_students(
         tf.config.experimental.enable_op_determinism()
         teacher = prepared_teacher(experiment, out, splits, observer, interruption)
         teacher_error = error_of(_known(teacher), _known(splits.validation))
-        if experiment.teacher and not _was_held_out(experiment.teacher, splits.digest()):
+        if experiment.teacher and not _was_held_out(experiment.teacher, digest):
             observer.noticed(
                 f"Whether {experiment.teacher.path} was trained on the images that are held out here is not known. If "
                 "it was, its error on them, and so the limit for students, is too low."
@@ -107,7 +108,7 @@ def train_students(
         for student in students:
             failures |= _run(student, root, folder, observer, jobs)
         measure_one = partial(_measured, splits=splits, format=format, quiet=quiet)
-        measured = _measure_all(students, folder, measure_one, observer, interruption, failures, splits.digest())
+        measured = _measure_all(students, folder, measure_one, observer, interruption, failures, digest)
     found = {
         titled(student.name, method): _candidate(student, method, measured)
         for student in students
@@ -120,10 +121,7 @@ def train_students(
 
 def _was_held_out(teacher: Teacher, digest: str) -> bool:
     """Whether the held-out images were kept from the teacher: it is trained here, or was on the same parts."""
-    if teacher.path is None:
-        return True
-    beside = read_record(Path(teacher.path).with_name("environment.json")) or {}
-    return beside.get(DATA_DIGEST) == digest
+    return teacher.path is None or images_of(Path(teacher.path)) == digest
 
 
 def _known(value: Any) -> Any:

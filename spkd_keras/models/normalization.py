@@ -130,7 +130,8 @@ def renew_statistics(model: keras.Model, batches: Iterable[Any]) -> None:
     layers = [layer for layer in layers if layer.trainable]
     momenta = [layer.momentum for layer in layers]
     forward = tf.function(lambda images: model(images, training=True), reduce_retracing=True)
-    sums: list[Any] = [0.0] * (2 * len(layers))
+    statistics = [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]
+    sums: list[Any] = [0.0] * len(statistics)
     count = 0
     try:
         for layer in layers:
@@ -138,15 +139,16 @@ def renew_statistics(model: keras.Model, batches: Iterable[Any]) -> None:
         for images in batches if layers else ():
             forward(images)
             count += len(images)
-            for place, layer in enumerate(layers):
-                sums[2 * place] += len(images) * np.asarray(layer.moving_mean, "float64")
-                sums[2 * place + 1] += len(images) * np.asarray(layer.moving_variance, "float64")
+            sums = [
+                total + len(images) * np.asarray(variable, "float64")
+                for total, variable in zip(sums, statistics, strict=True)
+            ]
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-    for place, layer in enumerate(layers if count else ()):
-        layer.moving_mean.assign(sums[2 * place] / count)
-        layer.moving_variance.assign(sums[2 * place + 1] / count)
+    for variable, total in zip(statistics, sums, strict=True):
+        if count:
+            variable.assign(total / count)
 
 
 def fused_layers(model: keras.Model) -> list[str]:

@@ -206,13 +206,11 @@ def _unlike(methods: Sequence[str], alike: Runs, unit: str) -> list[str]:
 def _views(methods: Sequence[str], done: Runs) -> list[str]:
     """Says that what is taken from a cache sees other augmented images than the student alone."""
     compared = [method for method in methods if _pairs(method, BASELINE, done)]
-    specs = {method: _of(done, method)[0].spec for method in compared}
-    cached = {method: spec.teacher_cache.views for method, spec in specs.items() if spec.teacher_cache}
     return [
         f"{method} saw {views} fixed view{'s' * (views > 1)} of each image (`teacher.cache`), the student alone a new "
         "one in every epoch, so that their difference is not the method's alone."
-        for method, views in cached.items()
-        if specs[method].data.augmentation != "none"
+        for method in compared
+        if (views := _of(done, method)[0].spec.fixed_views)
     ]
 
 

@@ -54,11 +54,11 @@ def _idle_schedules(experiment: Experiment) -> list[Finding]:
 
 def _cached_views(experiment: Experiment) -> list[Finding]:
     """Says that what is trained from a cache sees other augmented images than the student alone."""
-    spec = experiment.teacher_cache
-    if spec is None or experiment.data.augmentation == "none" or all(m.terms for m in experiment.methods.values()):
+    views = experiment.fixed_views
+    if views is None or all(method.terms for method in experiment.methods.values()):
         return []
     found = (
-        f"methods with terms see {spec.views} fixed view{'s' * (spec.views > 1)} of an image, the student alone a new "
+        f"methods with terms see {views} fixed view{'s' * (views > 1)} of an image, the student alone a new "
         "one in every epoch, so that their difference is not the method's alone."
     )
     return [Finding("warning", "teacher.cache", found, "Compare these methods with each other, or cache nothing.")]

@@ -187,6 +187,11 @@ def check_same_data(folder: Path, recorded: str | None, digest: str) -> None:
         )
 
 
+def images_of(network: Path) -> str | None:
+    """Returns the digest of the data that a run's network was trained on, from the record beside it; None without."""
+    return (read_record(network.with_name("environment.json")) or {}).get(DATA_DIGEST)
+
+
 def save_network(path: Path, network: keras.Model) -> None:
     """Saves a network whole or not at all."""
     replace(path, network.save)
