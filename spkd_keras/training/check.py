@@ -119,25 +119,15 @@ def check_experiment(
     if teacher is None and experiment.teacher is not None and experiment.asks_teacher:
         keras.utils.set_random_seed(0)
         teacher = build.build_network(experiment.teacher, splits.train, "teacher")
-    # The batches that the student will see. The teacher's own training has as many of the same images.
     seed, batch_size = experiment.seeds[0], experiment.data.batch_size
-    augmentation = build.augmentation(experiment.data)
-    dataset = data.training_batches(splits.train, batch_size, seed, data.EpochClock(), augmentation)
+    dataset = _batches(experiment, splits, batch_size)
     batches = list(dataset.take(max(BATCHES, -(-TEACHER_IMAGES // batch_size))))
-    part = dataset
-    if replicas > 1:
-        part = data.training_batches(splits.train, batch_size // replicas, seed, data.EpochClock(), augmentation)
+    part = _batches(experiment, splits, batch_size // replicas) if replicas > 1 else dataset
     batch_seconds = seconds_a_batch(dataset) if cost else 0.0
     kept = None
     if teacher is not None and trained:
         observer.checking("the teacher")
-        check.teacher, found = check_teacher(teacher, *_images(batches), list(splits.train.class_names))
-        check.findings += found
-        fingerprint = models.fingerprint(teacher)
-        with stopping(check.findings, "out"):  # runs of another teacher
-            check_fingerprint(fingerprint, run_folders(root, experiment))
-        with stopping(check.findings, "teacher.cache"):
-            kept = cached_teacher.found(experiment, root, splits, fingerprint)
+        kept = _check_trained(check, experiment, splits, teacher, batches, root)
     for name in list(check.runs):
         observer.checking(f"the method {name}")
         with _fitting(check, f"methods.{name}", batch_size, replicas):
@@ -189,15 +179,15 @@ def check_before_running(
     check = check_experiment(experiment, splits, observer=observer, **options)
     new = [finding._asdict() for finding in check.findings if finding not in told]
     observer.checked(new, check.seconds if check.costs else None)
-    stopping = [str(finding) for finding in check.findings if finding.severity == "stop"]
-    if stopping and not force:
+    stops = [str(finding) for finding in check.findings if finding.severity == "stop"]
+    if stops and not force:
         done = "Nothing was run. --force runs it all the same."
         if trained is not None:
             done = (
                 f"No student was run. The teacher is trained: {trained}. To train it otherwise, remove that folder or "
                 "choose another --out. --force runs the students all the same."
             )
-        raise ExperimentError("\n".join([*stopping, done]))
+        raise ExperimentError("\n".join([*stops, done]))
     return check.findings
 
 
@@ -205,6 +195,31 @@ def _left(experiment: Experiment, root: Path) -> dict[str, int]:
     """Returns how many runs of each method are not finished."""
     left = Counter(folder.method for folder in run_folders(root, experiment) if not folder.finished)
     return {method: left[method] for method in experiment.methods}
+
+
+def _batches(experiment: Experiment, splits: data.Splits, size: int) -> tf.data.Dataset:
+    """Returns what the student will see. The teacher's own training has as many of the same images."""
+    augmentation = build.augmentation(experiment.data)
+    return data.training_batches(splits.train, size, experiment.seeds[0], data.EpochClock(), augmentation)
+
+
+def _check_trained(
+    check: Check,
+    experiment: Experiment,
+    splits: data.Splits,
+    teacher: keras.Model,
+    batches: list[tuple[Any, Any]],
+    root: Path,
+) -> TeacherCache | None:
+    """Tries a teacher that needs no training, also as the one of the runs and the cache so far; returns the cache."""
+    check.teacher, found = check_teacher(teacher, *_images(batches), list(splits.train.class_names))
+    check.findings += found
+    fingerprint = models.fingerprint(teacher)
+    with stopping(check.findings, "out"):  # runs of another teacher
+        check_fingerprint(fingerprint, run_folders(root, experiment))
+    with stopping(check.findings, "teacher.cache"):
+        return cached_teacher.found(experiment, root, splits, fingerprint)
+    return None
 
 
 def _check_one(
