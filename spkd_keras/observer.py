@@ -42,6 +42,9 @@ class Observer:
         """A run ended with an error; the others go on."""
 
 
+EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
+
+
 class Renamed(Observer):
     """Tells another observer, with other names for the runs; `planned` it leaves to whoever knows of all runs.
 
@@ -54,7 +57,7 @@ class Renamed(Observer):
     NAMING = ("started", "advanced", "progressed", "completed", "tried", "failed")
 
     def __init__(self, observer: Observer, rename: Callable[[str], str], held_out: bool = False) -> None:
-        for event in (name for name in vars(Observer) if not name.startswith("_") and name != "planned"):
+        for event in set(EVENTS) - {"planned"}:
             tell = getattr(observer, event)
             setattr(self, event, partial(self._tell, tell, rename) if event in self.NAMING else tell)
         if held_out:

@@ -10,6 +10,7 @@ from typing import Any
 import filelock
 
 from spkd_keras.experiment import ClearError, ExperimentError
+from spkd_keras.messages import one_line
 
 PARTIAL = ".partial-"  # before the name of what is being written
 
@@ -132,7 +133,7 @@ def storing(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or one_line(error)
         raise StorageError(
             f"{path} cannot be written ({reason}). What was there before is intact. Make room or make the folder "
             "writable, then give the same command again."

@@ -178,11 +178,13 @@ def test_who_waits_for_the_cache_is_told(teacher, tmp_path, monkeypatch):
         told.append(text)
         held.release()
 
-    monkeypatch.setattr(cached_teacher, "_compute", lambda *_: None)
+    monkeypatch.setattr(cached_teacher.cache, "compute", lambda *_, **__: None)
     monkeypatch.setattr(cached_teacher, "opened", lambda *_: "opened")
     monkeypatch.setattr(cached_teacher.models, "fingerprint", str)
-    observer = types.SimpleNamespace(noticed=noticed)
+    observer = types.SimpleNamespace(noticed=noticed, cached=None)
     for _ in range(2):  # the second time nobody is there
-        found = cached_teacher.computed(experiment, experiment.teacher_cache, tmp_path, None, teacher, observer)
+        found = cached_teacher.computed(
+            experiment, experiment.teacher_cache, tmp_path, types.SimpleNamespace(train=None), teacher, observer
+        )
         assert found == "opened"
     assert told == [f"Another process computes {tmp_path / 'teacher-cache'}. Waiting for it."]

@@ -168,9 +168,7 @@ def _tensors(tapped: Any, places: dict[Tap, bool], sketch: int | None) -> tuple[
     return tuple(tensors)
 
 
-def bytes_an_entry(
-    teacher: keras.Model, terms: Sequence[Term], store: str = "float16", sketch: int | None = None
-) -> int:
+def bytes_an_entry(teacher: keras.Model, terms: Sequence[Term], store: str, sketch: int | None) -> int:
     """Returns how large an entry of a cache would be; arguments as those of `compute`."""
     places = _places(teacher, terms)
     return bytes_of(_tensors(tapped_teacher(teacher, None, list(places)), places, sketch), store)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spkd_keras.messages import one_line
 from spkd_keras.storage import bring_to_disk, partial_of
 
 NAME = "entries-{:05d}.array_record"
@@ -68,7 +69,7 @@ def _as_os_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(" ".join(str(error).split())) from error
+        raise OSError(one_line(error)) from error
 
 
 def _is_whole(file: Path, count: int) -> bool:
@@ -102,7 +103,7 @@ class ShardReader:
             self._source = array_record_data_source.ArrayRecordDataSource([str(file) for file in files])
             count = len(self._source)
         except Exception as error:  # whatever array_record makes of missing and damaged files
-            raise ValueError(f"{folder} is not whole ({' '.join(str(error).split())[:150]}). Remove it.") from error
+            raise ValueError(f"{folder} is not whole ({one_line(error)[:150]}). Remove it.") from error
         if count != entries:
             raise ValueError(f"{folder} must have {entries} entries. It has {count}. Remove it and compute it anew.")
         self._lock = threading.Lock()

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from spkd_keras.cli.first_moments import INTERRUPTED
 from spkd_keras.experiment import ClearError, ExperimentError
+from spkd_keras.messages import one_line
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
@@ -104,7 +105,7 @@ def clear_errors() -> Iterator[None]:
     except (ClearError, FloatingPointError) as error:
         _fail(str(error), FAILED, error)
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         _fail(f"{type(error).__name__}: {text} (`spkd --traceback ...` shows where)", FAILED, error)
 
 

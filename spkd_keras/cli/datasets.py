@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spkd_keras.cli.app import app
-from spkd_keras.cli.console import answers, clear_errors, keras_prints_to_stderr, notices, starting_tensorflow
+from spkd_keras.cli.console import answers, clear_errors, keras_prints_to_stderr, notice, say, starting_tensorflow
 from spkd_keras.experiment import Data, ExperimentError, override, validated
 
 SHOWN_IMAGES = 32
@@ -44,9 +44,9 @@ def prepare(
             from spkd_keras.data.prepare import prepare as prepare_set
             from spkd_keras.training.build import telling
         with telling("data"), keras_prints_to_stderr():
-            builder = prepare_set(name, data_dir, manual_dir, lambda text: notices.print(text, soft_wrap=True))
+            builder = prepare_set(name, data_dir, manual_dir, notice)
         splits = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
-        answers.print(f"{name} is in {builder.data_dir}: {splits} images", soft_wrap=True, highlight=False)
+        say(f"{name} is in {builder.data_dir}: {splits} images")
 
 
 @data_app.command()
@@ -84,8 +84,8 @@ def show(
         table.add_row(part, f"{values['images']:,}", of_class, escape(values["from"]))
     answers.print(table)
     shape = "x".join(map(str, facts["image_shape"]))
-    say = f"Images {shape}. {len(facts['class_names'])} classes: {', '.join(facts['class_names'])}\nDrawn: {out}"
-    answers.print(say, markup=False, highlight=False)
+    told = f"Images {shape}. {len(facts['class_names'])} classes: {', '.join(facts['class_names'])}\nDrawn: {out}"
+    answers.print(told, markup=False, highlight=False)
 
 
 def _drawn(spec: Data, out: Path) -> dict[str, Any]:

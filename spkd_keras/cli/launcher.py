@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any, NamedTuple
 
+from spkd_keras.cli.console import FAILED
 from spkd_keras.experiment import ExperimentError
 from spkd_keras.ports import LOOPBACK, free_ports
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0  # seconds for the others to end by themselves when one has
-FAILED = 1
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 STARTED = "SPKD_STARTED_AS_WORKER"  # in the environment of those that have been started
 

@@ -62,7 +62,7 @@ def predict(
         if resize is not None and resize not in RESIZES:
             raise ExperimentError(f"--resize takes {' or '.join(RESIZES)}. Received: {resize}.")
         with starting_tensorflow():
-            from spkd_keras.data.folder import shown
+            from spkd_keras.data.folder import printable
             from spkd_keras.export.pictures import find_pictures
             from spkd_keras.export.runners import load_runner
 
@@ -71,7 +71,7 @@ def predict(
                 rows, unreadable = _predicted(load_runner(model), files, top, resize)
             problems = [*missing, *unreadable]
         for problem in problems:
-            notice(f"spkd: {shown(problem['file'])} {problem['problem']}")
+            notice(f"spkd: {printable(problem['file'])} {problem['problem']}")
         if as_json:
             print(json.dumps({"model": str(model), "predictions": rows, "problems": problems}, indent=2))
         elif rows:
@@ -132,14 +132,14 @@ def _top(
 
 
 def _show_predictions(rows: list[dict[str, Any]]) -> None:
-    from spkd_keras.data.folder import shown
+    from spkd_keras.data.folder import printable
 
     table = Table(box=box.SIMPLE)
     table.add_column("picture", overflow="fold")
     table.add_column("classes and probabilities, %", overflow="fold")
     for row in rows:
         classes = ", ".join(f"{found['class']} {100 * found['probability']:.1f}" for found in row["top"])
-        table.add_row(escape(shown(row["file"])), escape(classes))
+        table.add_row(escape(printable(row["file"])), escape(classes))
     answers.print(table)
 
 
@@ -232,8 +232,8 @@ def _evaluated(model: Path, teacher: Path | None, spec: Data, part: str, out: Pa
         predicted[role] = outputs["logits"].argmax(axis=-1)
         try:
             results = evaluation.evaluate(outputs, images.labels, images.class_names)
-        except evaluation.NotFiniteError as error:
-            raise evaluation.NotFiniteError(f"{path} {error}") from error
+        except evaluation.UnsoundOutputsError as error:
+            raise evaluation.UnsoundOutputsError(f"{path} {error}") from error
         # Exports of all runs have one name.
         name = "-".join([role, *path.resolve().parts[1:][-3:], spec.name.replace("/", "-"), part, "confusion"])
         figure = plots.confusion_matrix(np.array(results["confusion"]), images.class_names, out / name)

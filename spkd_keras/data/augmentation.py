@@ -105,7 +105,7 @@ def random_resized_crop(encoded: Any, seeds: Any, size: int) -> Any:
         )
         return tf.concat([begin[:2], extent[:2]], axis=0)
 
-    image = _resized(_decoded_window(encoded, window), size)
+    image = tf.ensure_shape(resized(_decoded_window(encoded, window), size, size), (size, size, 3))
     return tf.cond(tf.math.floormod(seeds[1], 2) == 1, lambda: tf.image.flip_left_right(image), lambda: image)
 
 
@@ -125,7 +125,7 @@ def central_crop(encoded: Any, size: int) -> Any:
         side = tf.maximum(side, 1)
         return tf.stack([(shape[0] - side) // 2, (shape[1] - side) // 2, side, side])
 
-    return _resized(_decoded_window(encoded, window), size)
+    return tf.ensure_shape(resized(_decoded_window(encoded, window), size, size), (size, size, 3))
 
 
 def _decoded_window(encoded: Any, window: Any) -> Any:
@@ -143,19 +143,19 @@ def _decoded_window(encoded: Any, window: Any) -> Any:
     return tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_others)
 
 
-def _resized(image: Any, size: int) -> Any:
-    image = tf.image.resize(image, (size, size), antialias=True)
-    image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
-    return tf.ensure_shape(image, (size, size, 3))
+def resized(images: Any, height: int, width: int) -> Any:
+    """Brings an image, or a batch of them, to a size by antialiased bilinear interpolation; uint8."""
+    return _as_pixels(tf.image.resize(images, (height, width), antialias=True))
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Brings images in memory to size x size by antialiased bilinear interpolation, 1,000 at a time."""
-    parts = []
-    for start in range(0, len(pixels), 1000):
-        part = tf.image.resize(pixels[start : start + 1000], (size, size), antialias=True)
-        parts.append(np.clip(np.round(part.numpy()), 0, 255).astype(np.uint8))
+    """Brings images in memory to size x size, 1,000 at a time."""
+    parts = [resized(pixels[start : start + 1000], size, size) for start in range(0, len(pixels), 1000)]
     return np.concatenate(parts)
+
+
+def _as_pixels(values: Any) -> Any:
+    return tf.cast(tf.clip_by_value(tf.round(values), 0, 255), tf.uint8)
 
 
 class _Seeds(keras.random.SeedGenerator):
@@ -215,5 +215,4 @@ class Mixer:
         batch = {"images": tf.cast(pixels, tf.float32), "labels": labels}
         for layer in self.layers:
             batch = layer(batch, training=True)
-        mixed = tf.cast(tf.clip_by_value(tf.round(batch["images"]), 0, 255), tf.uint8)
-        return tf.ensure_shape(mixed, pixels.shape), tf.cast(batch["labels"], labels.dtype)
+        return tf.ensure_shape(_as_pixels(batch["images"]), pixels.shape), tf.cast(batch["labels"], labels.dtype)

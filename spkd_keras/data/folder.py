@@ -59,7 +59,7 @@ def image_folder(path: str | Path, size: int) -> tuple[Sequence[str], Callable[[
     return splits, photos
 
 
-def shown(file: str | Path) -> str:
+def printable(file: str | Path) -> str:
     """Returns a file's name as text that can be printed, whatever bytes it is of."""
     return os.fsencode(file).decode("utf-8", "backslashreplace")
 
@@ -92,7 +92,7 @@ def _files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[i
         others = [file.name for file in inside if file.suffix.lower() in NOT_READ]
         if others:
             raise ValueError(
-                f"{folder / name} has {len(others)} photos in formats that are not read, as {shown(others[0])}. "
+                f"{folder / name} has {len(others)} photos in formats that are not read, as {printable(others[0])}. "
                 f"Make them {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or remove them."
             )
         if not photos:
@@ -114,7 +114,7 @@ def within(folder: Path, refuse: Callable[[OSError], None] | None = None) -> lis
 
 def _listing(root: Path, files: Sequence[Path]) -> str:
     """Returns a digest of the files' names and sizes."""
-    listed = [f"{shown(file.relative_to(root))} {file.stat().st_size}" for file in files]
+    listed = [f"{printable(file.relative_to(root))} {file.stat().st_size}" for file in files]
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:32]
 
 
@@ -126,7 +126,7 @@ def _check_readable(files: Sequence[Path]) -> None:
 
     names = tf.data.Dataset.from_tensor_slices([os.fsencode(file) for file in files])
     readable = prefetched(names.map(is_readable, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True))
-    broken = [shown(file) for file, good in zip(files, readable.as_numpy_iterator(), strict=True) if not good]
+    broken = [printable(file) for file, good in zip(files, readable.as_numpy_iterator(), strict=True) if not good]
     if broken:
         more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
         raise ValueError(

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 
 from spkd_keras.data import builders  # noqa: F401  (registers them)
 from spkd_keras.data.archives import check_whole, sha256
+from spkd_keras.messages import one_line
 
 ALIASES = {"dtd": "dtd_folds"}  # TFDS' own has the first fold only
 NOT_OF_TFDS = ("digits", "image_folder")
@@ -54,20 +55,14 @@ def find_builder(name: str, data_dir: str | Path | None = None, **arguments: Any
     return tfds.builder(f"{known}/{config}" if config else known, data_dir=data_dir, **arguments)
 
 
-def has_photos(builder: Any) -> bool:
-    """Whether the images of a data set differ in size."""
-    features = [feature for feature in builder.info.features.values() if isinstance(feature, tfds.features.Image)]
-    return any(None in feature.shape for feature in features)
-
-
-def _may_be_large(builder: Any) -> bool:
-    """Whether the archives are so large, or the images, that a usual number of them does not fit into memory.
+def _is_read_from_disk(builder: Any) -> bool:
+    """Whether images differ in size, or they or the archives are so large that memory may not hold them.
 
     How many there are, TFDS does not tell before it has written them.
     """
     archives = sum(info.size for info in (builder.url_infos or {}).values())
-    features = [feature for feature in builder.info.features.values() if isinstance(feature, tfds.features.Image)]
-    return archives >= LARGE_ARCHIVES or any(math.prod(feature.shape) >= LARGE for feature in features)
+    shapes = [feature.shape for feature in builder.info.features.values() if isinstance(feature, tfds.features.Image)]
+    return archives >= LARGE_ARCHIVES or any(None in shape or math.prod(shape) >= LARGE for shape in shapes)
 
 
 def check_prepared(builder: Any) -> None:
@@ -117,7 +112,7 @@ def prepare(
     builder = find_builder(name, data_dir)
     if builder.is_prepared():
         return builder
-    if has_photos(builder) or _may_be_large(builder):  # read in any order, not held in memory
+    if _is_read_from_disk(builder):  # read in any order, not held in memory
         builder = find_builder(name, data_dir, file_format="array_record")
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise ValueError(f"--manual-dir must be a folder. Received: {manual_dir}.")
@@ -267,7 +262,7 @@ def _check_reachable(url: str, builder: Any) -> None:
 
 
 def _broken(builder: Any, manual_dir: str | Path | None, error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error) or type(error).__name__
     where = "" if manual_dir is None else f" from {manual_dir}"
     return f"{builder.info.full_name} could not be prepared{where}; nothing was kept: {reason}"
 

@@ -14,14 +14,7 @@ class StudentKeeper(GuardedTrainer):
 
     Keras 3.12 to 3.15 track every layer that is assigned to an attribute before a property's setter runs, save
     every layer that is found in `dir()`, and leave the state of random generators out of what they save.
-
-    Attributes:
-        student: the model that is exported.
-        term_weights: variables that are saved with it, by name.
     """
-
-    student: keras.Model
-    term_weights: dict[str, Any]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "teacher":

@@ -1,6 +1,6 @@
 """What a Distiller logs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +10,6 @@ from keras import ops
 
 from spkd_keras.distiller.replicas import Share
 from spkd_keras.distiller.strategies import ReplicatedTrainer, logs_for_keras
-
-
-def trackers(names: Sequence[str]) -> dict[str, keras.metrics.Metric]:
-    """Returns a mean for each name."""
-    return {name: keras.metrics.Mean(name=name) for name in names}
 
 
 class LoggedTrainer(ReplicatedTrainer):

@@ -12,7 +12,6 @@ from spkd_keras.distiller import replicas, strategy_checks
 from spkd_keras.distiller.arrays import in_new_orders
 from spkd_keras.distiller.guard import ForwardState, StepGuard, TrainingGuard, guarded
 from spkd_keras.distiller.keeper import StudentKeeper
-from spkd_keras.distiller.logs import trackers
 from spkd_keras.distiller.objective import term_values, weighted_sum
 from spkd_keras.distiller.outputs import warn_of_logits
 from spkd_keras.distiller.replicas import Share
@@ -109,7 +108,8 @@ class Distiller(StudentKeeper):
             )
             for name, term in named_terms.items()
         }
-        self._trackers = trackers(["images", "student_loss", *self.term_weights])
+        tracked = ("images", "student_loss", *self.term_weights)
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in tracked}
         # A plain Python object too: what it knows is of one `fit`.
         self.step_guard = StepGuard(["student_loss", *named_terms])
         self.built = True

@@ -147,7 +147,7 @@ def of_term(loss: keras.losses.Loss, teacher: Any, student: Any, relational: boo
 
 
 def conditionally(
-    predicate: Any, do: Callable[..., None], otherwise: Callable[..., None], arguments: tuple[Any, ...] = ()
+    predicate: Any, do: Callable[..., None], otherwise: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     """Does one thing or another inside the graph, under a strategy too, where it may update variables.
 

@@ -166,7 +166,7 @@ class Wiring:
             except REFUSALS as error:
                 raise ValueError(
                     f"The term '{name}' cannot put an adapter on the student's tap of shape {student_shape}: "
-                    f"{_one_line(error)} {ADVICE} a keras.Sequential that begins with keras.layers.UpSampling2D(2)."
+                    f"{_reason(error)} {ADVICE} a keras.Sequential that begins with keras.layers.UpSampling2D(2)."
                 ) from error
         self.terms = {name: dataclasses.replace(term, adapter=adapters.get(name)) for name, term in self.terms.items()}
         return adapters
@@ -196,7 +196,7 @@ class Wiring:
                 advice = f" {ADVICE} keras.layers.AveragePooling2D(2)." if shapes[0] != shapes[1] else ""
                 raise ValueError(
                     f"The term '{name}' cannot compare the teacher's tap of shape {shapes[0]} with the student's of "
-                    f"shape {shapes[1]}: {_one_line(error)}{advice}"
+                    f"shape {shapes[1]}: {_reason(error)}{advice}"
                 ) from error
 
     def _refusal(self, term: Term, teacher: Any, student: Any) -> Exception | None:
@@ -276,7 +276,7 @@ def _sizes(values: Any) -> list[list[int]]:
     return shapes
 
 
-def _one_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = re.sub(r"\{\{function_node .*?\}\}|\[Op:\w+\]( name:)?", "", str(error))  # where TensorFlow was
     return " ".join(text.split())[:200]
 

@@ -3,7 +3,6 @@
 from spkd_keras.experiment.loading import load_experiment, override, read_plain
 from spkd_keras.experiment.presets import loss_facts, preset_methods, presets
 from spkd_keras.experiment.problems import ClearError, ExperimentError, unknown, validated
-from spkd_keras.experiment.published import Published
 from spkd_keras.experiment.records import damaged, read_record, walk
 from spkd_keras.experiment.schema import BASELINE, TEACHER, Experiment, differences
 from spkd_keras.experiment.searching import (
@@ -24,6 +23,7 @@ from spkd_keras.experiment.sections import (
     Data,
     Method,
     Network,
+    Published,
     Schedule,
     Teacher,
     TermSpec,

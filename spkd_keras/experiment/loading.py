@@ -11,6 +11,7 @@ from spkd_keras.experiment.presets import expand_methods
 from spkd_keras.experiment.problems import ExperimentError, shown, validated
 from spkd_keras.experiment.schema import NAME_PATTERN, Experiment
 from spkd_keras.experiment.space import is_space, spaces
+from spkd_keras.messages import one_line
 
 MERGE = "tag:yaml.org,2002:merge"
 
@@ -82,7 +83,7 @@ def read_plain(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
     except (OSError, UnicodeDecodeError) as error:
         raise ExperimentError(f"The experiment file cannot be read: {path}: {error}.") from error
     except yaml.YAMLError as error:
-        raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ExperimentError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(plain, dict):
         raise ExperimentError(f"{path} must be a mapping with data, teacher, student, ... Received: {shown(plain)}.")
     is_named = "name" in plain
@@ -151,7 +152,7 @@ def override(plain: dict[str, Any], assignment: str) -> None:
     try:
         value = _parsed(text)
     except yaml.YAMLError as error:
-        raise ExperimentError(f"--set {key}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ExperimentError(f"--set {key}: the value is not valid YAML: {one_line(error)}") from error
     place: Any = plain
     parts = key.split(".")
     for index, part in enumerate(parts):

@@ -8,8 +8,17 @@ import yaml
 from pydantic import Field
 
 from spkd_keras.experiment.problems import ExperimentError, unknown, validated
-from spkd_keras.experiment.published import Published
-from spkd_keras.experiment.sections import CacheSpec, Checkpoints, Data, Method, Network, Schedule, Section, Teacher
+from spkd_keras.experiment.sections import (
+    CacheSpec,
+    Checkpoints,
+    Data,
+    Method,
+    Network,
+    Published,
+    Schedule,
+    Section,
+    Teacher,
+)
 
 BASELINE = "student"  # the method without terms, with which every other is compared
 TEACHER = "teacher"  # the method of the run that trains the teacher

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 from spkd_keras.experiment.loading import check_plain, read_plain
 from spkd_keras.experiment.presets import expand_methods
 from spkd_keras.experiment.problems import ExperimentError, shown, unknown, validated
-from spkd_keras.experiment.published import Published
 from spkd_keras.experiment.schema import BASELINE, Experiment
-from spkd_keras.experiment.sections import Schedule
+from spkd_keras.experiment.sections import Published, Schedule
 from spkd_keras.experiment.space import Dimension, is_space, label, published_weight, put, read_dimension, spaces
 
 METHOD = ("methods",)  # the path of the method itself, where it varies
@@ -130,7 +129,8 @@ def load_search(
         )
     _check_whole(path, experiment)
     space = Space(tuple(dimensions), tuple(searched))
-    _check_values(experiment, space)
+    for _, values in space.corners():
+        space.at(experiment, values)  # refuses what cannot be
     return experiment, space
 
 
@@ -217,7 +217,6 @@ def _methods(plain: dict[str, Any]) -> list[str]:
     methods = plain.get("methods")
     if not is_space(methods):
         return []
-    assert isinstance(methods, Mapping)
     for key in methods:
         if key != "choice":
             raise ExperimentError(unknown("key", str(key), ("choice",), where="methods"))
@@ -298,11 +297,6 @@ def _check_whole(path: str | Path, experiment: Experiment) -> None:
             f"{path}: a search runs the teacher itself, since what the trials compare may differ. Leave "
             "`teacher.cache` out: --set teacher.cache=null."
         )
-
-
-def _check_values(experiment: Experiment, space: Space) -> None:
-    for _, values in space.corners():
-        space.at(experiment, values)
 
 
 def check_tuner(tuner: str) -> None:

@@ -1,5 +1,6 @@
 """The sections of an experiment's YAML file: its data, networks, schedule and methods."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -10,6 +11,17 @@ class Section(BaseModel):
     """A part of the file, of which every key is known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Calling(Section):
+    """A part of the file whose other keys are arguments of what it names."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments."""
+        return dict(self.model_extra or {})
 
 
 class Data(Section):
@@ -128,10 +140,8 @@ class Checkpoints(Section):
     look_every: int = Field(50, ge=1)
 
 
-class Network(Section):
+class Network(Calling):
     """A network: either `model`, a builder's name, with that builder's arguments, or `path`, a `.keras` file."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     model: str | None = None
     path: str | None = None
@@ -143,11 +153,6 @@ class Network(Section):
         if self.path is not None and self.arguments:
             raise ValueError(f"`path` takes no arguments, received {', '.join(self.arguments)}")
         return self
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments for the builder."""
-        return dict(self.model_extra or {})
 
 
 class CacheSpec(Section):
@@ -197,13 +202,11 @@ class WeightScheduleSpec(Section):
     until: int | None = Field(None, ge=1)
 
 
-class TermSpec(Section):
+class TermSpec(Calling):
     """A term: a loss by name with its arguments, its weight, and the layers (a name, or a list) where it looks.
 
     `schedule` changes the weight from epoch to epoch.
     """
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     loss: str
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
@@ -221,14 +224,26 @@ class TermSpec(Section):
             raise ValueError(f"must be a layer's name or a list of names, received {layers!r}")
         return layers
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments for the loss."""
-        return dict(self.model_extra or {})
-
 
 class Method(Section):
     """What the student is trained on: the labels, by their weight, and the terms."""
 
     student_loss_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     terms: list[TermSpec] = []
+
+
+class Published(Section):
+    """What others reported for the methods; stands beside the measured numbers in a report.
+
+    Attributes:
+        source: where it was printed.
+        test_error: in percent, by method; the teacher's as `teacher`.
+    """
+
+    source: str = Field(min_length=1)
+    test_error: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(min_length=1)
+
+    def of(self, methods: Iterable[str]) -> "Published | None":
+        """Returns what is about these methods; None if nothing is."""
+        errors = {name: error for name, error in self.test_error.items() if name in set(methods)}
+        return self.model_copy(update={"test_error": errors}) if errors else None

@@ -3,11 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
-from spkd_keras.experiment.presets import presets
+from spkd_keras.experiment.presets import preset_methods
 from spkd_keras.experiment.problems import ExperimentError, number_hint, shown, unknown
 
 KINDS = ("choice", "float", "int")
@@ -114,7 +114,7 @@ def label(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def is_space(value: Any) -> bool:
+def is_space(value: Any) -> TypeGuard[Mapping[str, Any]]:
     """Whether this is a range or a choice and not a value: `{float: [1, 2], log: true}`.
 
     A mapping of methods may have one that is named `float`: the others in it are then more than plain values.
@@ -249,12 +249,8 @@ def published_weight(method: str, terms: list[Mapping[str, Any]], index: int) ->
         terms: all of them.
         index: of the term.
     """
-    known = {name: _terms(content) for name, content in presets().items()}
     losses = [term.get("loss") for term in terms]
-    same = [found for name, found in known.items() if [term["loss"] for term in found] == losses]
-    candidates = [known[method]] if [t["loss"] for t in known.get(method, [])] == losses else same
-    return float(candidates[0][index].get("weight", 1.0)) if candidates else None
-
-
-def _terms(method: Any) -> list[Mapping[str, Any]]:
-    return list(method.get("terms", [])) if isinstance(method, Mapping) else list(method or [])
+    known = {name: found.terms for name, found in preset_methods().items()}
+    same = {name: found for name, found in known.items() if [term.loss for term in found] == losses}
+    candidates = [same[method]] if method in same else list(same.values())
+    return candidates[0][index].weight if candidates else None

@@ -94,7 +94,8 @@ def _earlier(folder: Path, weights: str) -> tuple[str | None, list[dict[str, Any
         if card["weights"] != weights:
             return None, []
         exports = [export for export in card["exports"] if _is_whole(export)]
-        return card["licence"], [e for e in exports if _is_there(folder / e["file"], e["sha256"])]
+        there = [e for e in exports if (folder / e["file"]).exists() and digest(folder / e["file"]) == e["sha256"]]
+        return card["licence"], there
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or not one of ours
         return None, []
 
@@ -102,10 +103,6 @@ def _earlier(folder: Path, weights: str) -> tuple[str | None, list[dict[str, Any
 def _is_whole(export: dict[str, Any]) -> bool:
     """Whether it has all that a card tells of an export, which one of an earlier version may lack."""
     return export.keys() >= KEPT and export["check"].keys() >= set(Check._fields)
-
-
-def _is_there(file: Path, sha256: str) -> bool:
-    return file.exists() and digest(file) == sha256
 
 
 def markdown(card: dict[str, Any]) -> str:

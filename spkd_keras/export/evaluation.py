@@ -10,7 +10,7 @@ from spkd_keras.experiment import ClearError
 BINS = 15
 
 
-class NotFiniteError(ClearError, RuntimeError):
+class UnsoundOutputsError(ClearError, RuntimeError):
     """A network whose outputs are no numbers. The message is one clear line."""
 
 
@@ -23,22 +23,6 @@ def sound(outputs: dict[str, np.ndarray]) -> np.ndarray:
     logits, probabilities = outputs["logits"], outputs["probabilities"]
     found: np.ndarray = ~np.isnan(logits).any(axis=-1) & np.isfinite(probabilities).all(axis=-1)
     return found
-
-
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts images by their class (row) and the predicted class (column).
-
-    Args:
-        labels: shape (n,), integers from 0 to classes - 1.
-        predicted: the same.
-        classes: number of them.
-
-    Returns:
-        Shape (classes, classes), integers.
-    """
-    matrix = np.zeros((classes, classes), np.int64)
-    np.add.at(matrix, (labels, predicted), 1)
-    return matrix
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
@@ -107,16 +91,18 @@ def evaluate(outputs: dict[str, np.ndarray], labels: np.ndarray, class_names: tu
         class_names: one for each class.
 
     Raises:
-        NotFiniteError: if there are images for which the network gives no numbers.
+        UnsoundOutputsError: if there are images for which the network gives no numbers.
     """
+    from sklearn.metrics import confusion_matrix
+
     unsound = int(np.sum(~sound(outputs)))
     if unsound:
-        raise NotFiniteError(
+        raise UnsoundOutputsError(
             f"gives no numbers (NaN or infinite) for {unsound:,} of {len(labels):,} images, so there is nothing to "
             "evaluate. Its training diverged, or its file is of too little precision."
         )
     predicted = outputs["logits"].argmax(axis=-1)
-    matrix = confusion_matrix(labels, predicted, len(class_names))
+    matrix = confusion_matrix(labels, predicted, labels=range(len(class_names)))  # a row for each class
     return {
         "images": len(labels),
         "accuracy": float(np.mean(predicted == labels)),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from spkd_keras.experiment import ExperimentError
+from spkd_keras.messages import one_line
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def needing_export_packages() -> Iterator[None]:
             ) from error
         # It is there, but a library that it loads, or a part of another version of what it imports, is not.
         raise ExperimentError(
-            f"{name.partition('.')[0]} is installed and cannot be imported ({' '.join(str(error).split())}). Install "
+            f"{name.partition('.')[0]} is installed and cannot be imported ({one_line(error)}). Install "
             f"it again: pip install --force-reinstall {name.partition('.')[0]}."
         ) from error
 

@@ -48,7 +48,7 @@ class FinishedRun:
                 "Give the one that `spkd run` wrote, runs/<name>/<method>-seed<k>."
             )
         self.experiment: Experiment = load_experiment(self.folder / "experiment.yaml")
-        (self.method,) = list(self.experiment.methods)[:1]
+        self.method = next(iter(self.experiment.methods))
         self.seed = self.experiment.seeds[0]
         if self.folder.resolve().name != f"{self.method}-seed{self.seed}":
             raise ExperimentError(f"{self.folder} is not a run's folder. Give runs/<name>/<method>-seed<k>.")

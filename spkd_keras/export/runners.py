@@ -19,6 +19,7 @@ from spkd_keras.export.metadata import OUTPUTS, Metadata
 from spkd_keras.export.packages import needing_export_packages
 from spkd_keras.export.placing import is_partial, put_back
 from spkd_keras.export.serving import read_picture
+from spkd_keras.messages import one_line
 from spkd_keras.training.build import construct
 from spkd_keras.training.environment import intra_op_threads
 
@@ -283,5 +284,5 @@ def open_runner(kind: str, path: Path) -> Runner:
     except ExperimentError:
         raise
     except Exception as error:  # whatever the loaders make of a damaged file
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ExperimentError(f"{path} cannot be loaded: {reason or type(error).__name__}") from error

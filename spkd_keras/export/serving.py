@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from spkd_keras.data.augmentation import central_crop, decode
+from spkd_keras.data.augmentation import central_crop, decode, resized
 from spkd_keras.experiment import ClearError
 from spkd_keras.export.formats import INPUT_DTYPES
 from spkd_keras.export.metadata import Metadata
@@ -88,10 +88,5 @@ def read_picture(encoded: Any, image_shape: tuple[int, int, int], resize: str) -
         return central_crop(encoded, height)
     image = decode(encoded, channels)
     shape = tf.shape(image)
-
-    def scaled() -> Any:
-        pixels = tf.image.resize(image, (height, width), antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
-
     fits = tf.logical_and(shape[0] == height, shape[1] == width)
-    return tf.ensure_shape(tf.cond(fits, lambda: image, scaled), image_shape)
+    return tf.ensure_shape(tf.cond(fits, lambda: image, lambda: resized(image, height, width)), image_shape)

@@ -31,6 +31,7 @@ from spkd_keras.export.packages import needing_export_packages
 from spkd_keras.export.placing import Place, digest, is_partial
 from spkd_keras.export.runners import open_runner
 from spkd_keras.export.serving import NotConvertible, Serving
+from spkd_keras.messages import one_line
 from spkd_keras.storage import storing
 
 NOISE_IMAGES = 64
@@ -129,15 +130,7 @@ def export_student(
 class Exporter:
     """Exports one network to several files.
 
-    Args:
-        model: as for `export_student`, as are the others.
-        class_names: the same.
-        input_dtype: the same.
-        resize: the same.
-        licence: the same.
-
-    Raises:
-        ValueError: as `export_student`.
+    Args, and the ValueError: those of `export_student`.
     """
 
     def __init__(
@@ -278,7 +271,7 @@ def _told_in_one_line(format: str) -> Iterator[None]:  # noqa: A002
     except (ImportError, MemoryError, NotConvertible):
         raise
     except Exception as error:  # each converter has errors of its own
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         raise NotConvertible(
             f"{format} cannot hold this network: {reason or type(error).__name__}. Use another format, or other layers."
         ) from error

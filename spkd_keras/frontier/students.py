@@ -1,9 +1,9 @@
 """Training, exporting and measuring many students of one teacher under one budget."""
 
-import hashlib
+import itertools
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from importlib import metadata
@@ -14,17 +14,19 @@ import keras
 import tensorflow as tf
 
 from spkd_keras import data
-from spkd_keras.experiment import BASELINE, TEACHER, Experiment, ExperimentError, StudentSpec, Teacher, read_record
+from spkd_keras.experiment import BASELINE, Experiment, ExperimentError, StudentSpec, Teacher, read_record
 from spkd_keras.export import Exporter, load_runner
 from spkd_keras.export.formats import file_name
 from spkd_keras.export.latency import machine, measure
 from spkd_keras.export.packages import check_export_packages
+from spkd_keras.export.placing import digest
 from spkd_keras.export.run import FinishedRun, resize_of, some
 from spkd_keras.frontier.decision import Candidate, titled
+from spkd_keras.messages import named, one_line
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.storage import locked, write_json
 from spkd_keras.training import build, cached_teacher
-from spkd_keras.training.folder import RunFolder, images_of
+from spkd_keras.training.folder import RunFolder, images_of, teacher_folder
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import error_of
 from spkd_keras.training.run import RunsFailedError, run_experiment
@@ -94,7 +96,7 @@ def train_students(
             try:
                 build.check(student.experiment, splits)
             except ValueError as error:
-                raise ExperimentError(f"{student.name}: {' '.join(str(error).split())}") from error
+                raise ExperimentError(f"{student.name}: {one_line(error)}") from error
         _plan(experiment, students, root, folder, observer)
         tf.config.experimental.enable_op_determinism()
         teacher = prepared_teacher(experiment, out, splits, observer, interruption)
@@ -131,17 +133,22 @@ def _known(value: Any) -> Any:
     return value
 
 
+def _each_run(students: Sequence[StudentSpec]) -> Iterator[tuple[StudentSpec, str, int]]:
+    """Yields every student with each of its methods and seeds."""
+    for student in students:
+        for method, seed in itertools.product(student.experiment.methods, student.experiment.seeds):
+            yield student, method, seed
+
+
 def _plan(
     experiment: Experiment, students: Sequence[StudentSpec], root: Path, folder: Path, observer: Observer
 ) -> None:
     """Tells of all runs, and which of them are finished."""
-    training = experiment.teacher_training()
-    runs = {} if training is None else {f"{TEACHER}-seed0": RunFolder(root, training)}
-    for student in students:
-        for method in student.experiment.methods:
-            for seed in student.experiment.seeds:
-                run = RunFolder(folder / student.name, student.experiment.single(method, seed))
-                runs[f"{student.name} {run.path.name}"] = run
+    teacher = teacher_folder(root, experiment)
+    runs = {} if teacher is None else {teacher.path.name: teacher}
+    for student, method, seed in _each_run(students):
+        run = RunFolder(folder / student.name, student.experiment.single(method, seed))
+        runs[f"{student.name} {run.path.name}"] = run
     observer.planned(list(runs), [name for name, run in runs.items() if run.finished])
 
 
@@ -166,7 +173,7 @@ def _measure_all(
     observer: Observer,
     interruption: Interruption,
     failures: dict[str, str],
-    digest: str,
+    data_digest: str,
 ) -> Measured:
     """Exports and measures all finished runs; returns each one's summary and measures, by student, method and seed.
 
@@ -174,24 +181,22 @@ def _measure_all(
         ExperimentError: if one was trained on other images than those of this digest, or a file of it is damaged.
     """
     found: Measured = {}
-    for student in students:
-        for method in student.experiment.methods:
-            for seed in student.experiment.seeds:
-                run = folder / student.name / f"{method}-seed{seed}"
-                name = f"{student.name} {run.name}"
-                if name in failures:
-                    continue
-                observer.checking(f"the export of {name}")
-                interruption.stop()
-                try:
-                    finished = FinishedRun(run)
-                    finished.check_data(digest)
-                    found[student.name, method, seed] = finished.summary, measure_one(finished)
-                except ExperimentError:  # what the next export would meet too
-                    raise
-                except (RuntimeError, ValueError) as error:  # an export that is not the student, or cannot be
-                    failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                    observer.noticed(f"{name}: {failures[name]}")
+    for student, method, seed in _each_run(students):
+        run = folder / student.name / f"{method}-seed{seed}"
+        name = f"{student.name} {run.name}"
+        if name in failures:
+            continue
+        observer.checking(f"the export of {name}")
+        interruption.stop()
+        try:
+            finished = FinishedRun(run)
+            finished.check_data(data_digest)
+            found[student.name, method, seed] = finished.summary, measure_one(finished)
+        except ExperimentError:  # what the next export would meet too
+            raise
+        except (RuntimeError, ValueError) as error:  # an export that is not the student, or cannot be
+            failures[name] = named(error)
+            observer.noticed(f"{name}: {failures[name]}")
     observer.checked([], None)
     return found
 
@@ -207,10 +212,10 @@ def _measured(
     What was measured of this very student before stands; its latency only where it would be measured likewise.
     """
     folder = run.folder / EXPORTS
-    digest = hashlib.sha256((run.folder / "student.keras").read_bytes()).hexdigest()
+    trained = digest(run.folder / "student.keras")
     path, record = folder / file_name(format), folder / f"{format}.json"
     before = read_record(record, "Delete it, and `spkd frontier` measures that student again.")
-    if before is not None and path.exists() and before.get("student") == digest:
+    if before is not None and path.exists() and before.get("student") == trained:
         if before.get("measured_on") != _here(format):
             with quiet():
                 before |= {"measured_on": _here(format), "latency": _latency(path, splits)}
@@ -223,7 +228,7 @@ def _measured(
         reference = exporter.reference(pixels, labels, "held-out images")
         export = exporter.write(path, format, reference)
         latency = _latency(path, splits)
-    found = {"student": digest, "file": path.name, **export.sizes, "measured_on": _here(format), "latency": latency}
+    found = {"student": trained, "file": path.name, **export.sizes, "measured_on": _here(format), "latency": latency}
     write_json(record, found)
     return found
 

@@ -7,7 +7,6 @@ from keras import ops
 
 from spkd_keras.losses.base import (
     DistillationLoss,
-    Shape,
     Tap,
     at_least_float32,
     check_positive,
@@ -185,10 +184,7 @@ class InterChannelCorrelation(DistillationLoss):
     """
 
     default_tap: Tap = "last_stage"
-
-    def default_adapter(self, teacher_shape: Shape | Any, student_shape: Shape | Any) -> keras.layers.Layer | None:
-        """Returns a 1x1 convolution to the teacher's number of channels and BatchNormalization, where they differ."""
-        return channel_adapter(teacher_shape, student_shape)
+    default_adapter = staticmethod(channel_adapter)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per example, shape `(batch,)`."""

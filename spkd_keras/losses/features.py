@@ -48,10 +48,7 @@ class Hint(DistillationLoss):
     """
 
     default_tap: Tap = "last_stage"
-
-    def default_adapter(self, teacher_shape: Shape | Any, student_shape: Shape | Any) -> layers.Layer | None:
-        """Returns a 1x1 convolution to the teacher's number of channels and BatchNormalization, where they differ."""
-        return channel_adapter(teacher_shape, student_shape)
+    default_adapter = staticmethod(channel_adapter)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per example, shape `(batch,)`."""

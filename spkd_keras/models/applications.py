@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from spkd_keras.messages import one_line
 from spkd_keras.models import blocks
 from spkd_keras.models.normalization import fused
 
@@ -42,13 +43,13 @@ def from_keras(application: str, **arguments: Any) -> keras.Model:
         return getattr(keras.applications, application)(**arguments)
     except (ValueError, TypeError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise ValueError(f"keras.applications.{application} refuses {given}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"keras.applications.{application} refuses {given}: {one_line(error)}") from error
     except Exception as error:  # Keras raises no kind of its own for a download that fails
         if arguments.get("weights") is None or isinstance(error, Warning):
             raise
         raise OSError(
             f"The weights of keras.applications.{application} could not be loaded; Keras downloads them once into "
-            f"$KERAS_HOME/models (~/.keras/models): {' '.join(str(error).split())}"
+            f"$KERAS_HOME/models (~/.keras/models): {one_line(error)}"
         ) from error
 
 

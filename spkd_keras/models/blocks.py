@@ -68,9 +68,8 @@ def check_arguments(
     if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise ValueError(f"`num_classes` must be an integer of at least 2. Received: num_classes={num_classes!r}.")
     shape = tuple(image_shape) if isinstance(image_shape, Iterable) else ()
-    if len(shape) != 3 or not all(isinstance(side, numbers.Integral) and type(side) is not bool for side in shape):
-        shape = (0,)
-    if min(shape) < 1:
+    whole = (isinstance(side, numbers.Integral) and type(side) is not bool and side > 0 for side in shape)
+    if len(shape) != 3 or not all(whole):
         raise ValueError(
             "`image_shape` must be (height, width, channels), for example (32, 32, 3). "
             f"Received: image_shape={image_shape!r}."
@@ -134,7 +133,7 @@ def convolution(x: Any, channels: int, kernel: int, stride: int = 1, *, name: st
     )(x)
 
 
-def depthwise_convolution(x: Any, stride: int = 1, *, name: str) -> Any:
+def depthwise_convolution(x: Any, stride: int, *, name: str) -> Any:
     """A 3x3 convolution of each channel by itself, without bias, "same" padding."""
     return layers.DepthwiseConv2D(
         3, stride, padding="same", use_bias=False, depthwise_initializer=he_normal(), name=name

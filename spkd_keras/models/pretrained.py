@@ -9,6 +9,7 @@ import h5py
 import keras
 from keras import layers
 
+from spkd_keras.messages import one_line
 from spkd_keras.models.applications import from_keras
 
 LOGITS = "logits"
@@ -99,7 +100,7 @@ def _load_file(model: keras.Model, path: Path, skip_head: bool) -> None:
     try:
         shapes = _layers_in(path)
     except (OSError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"`weights`: {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"`weights`: {path} cannot be read: {one_line(error)}") from error
     _check_layers(model, shapes, path)
     head, kernel = model.get_layer(LOGITS), shapes[LOGITS][0]
     classes = kernel[-1]

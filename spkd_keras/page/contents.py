@@ -31,7 +31,7 @@ def section(result: report.ExperimentResult, identity: str) -> dict[str, Any]:
     """
     own = [run for run in result.runs if run.summary]
     columns, rows = _without_costs(*report.table(result))
-    names = {method.method: report.shown(method.method) for method in result.methods}
+    names = {method.method: report.figure_name(method.method) for method in result.methods}
     looks = looks_of([*names, *(method for curve in result.weights for method in curve.methods)])
     return {
         "id": identity,
@@ -91,7 +91,8 @@ def _errors(result: report.ExperimentResult, looks: dict[str, Look], identity: s
     if len(errors) < 2:
         return None
     told = ", ".join(
-        f"{report.shown(method.method)} {100 * statistics.median(method.errors):.2f} %" for method in result.methods
+        f"{report.figure_name(method.method)} {100 * statistics.median(method.errors):.2f} %"
+        for method in result.methods
     )
     caption = f"Test error of each of the {result.unit}, and a line at the median: {told}."
     return Figure(figures.errors_by_seed(errors, "test error, %", looks, f"{identity}-errors", caption), caption)

@@ -1,4 +1,7 @@
-"""The figures of the page."""
+"""The figures of the page, each as an `<svg>` element.
+
+`identity` is a figure's on the page, `description` is for those who do not see it, `looks` are by method.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,15 +22,7 @@ def learning_curves(
 ) -> str:
     """Draws the error over the epochs: the median of the seeds as a line, their range as a band.
 
-    Args:
-        curves: by method, errors in percent, shape (seeds, epochs).
-        label: of the errors.
-        looks: by method.
-        identity: of the figure on the page.
-        description: for those who do not see it.
-
-    Returns:
-        An `<svg>` element.
+    `curves` are by method, in percent, of shape (seeds, epochs).
     """
     with page_style():
         figure, panel = _panel(4.8, 3.2)
@@ -50,18 +45,7 @@ def learning_curves(
 def errors_by_seed(
     errors: Mapping[str, Sequence[float]], label: str, looks: Mapping[str, Look], identity: str, description: str
 ) -> str:
-    """Draws the errors of methods: a row for each, with a dot for each seed and a line at their median.
-
-    Args:
-        errors: by method, from the top, in percent, for each seed.
-        label: of the errors.
-        looks: by method.
-        identity: of the figure on the page.
-        description: for those who do not see it.
-
-    Returns:
-        An `<svg>` element.
-    """
+    """Draws the errors of methods, in percent: a row for each, a dot for each seed and a line at their median."""
     with page_style():
         figure, panel = _panel(4.8, 0.8 + 0.3 * len(errors))
         draw_errors(panel, errors, [(looks[method].colour, looks[method].marker) for method in errors])
@@ -73,18 +57,7 @@ def errors_by_seed(
 def similarity_matrix(
     matrix: np.ndarray, labels: np.ndarray, scale: tuple[float, float], identity: str, description: str
 ) -> str:
-    """Draws a similarity matrix.
-
-    Args:
-        matrix: shape (b, b).
-        labels: class of each row, sorted, shape (b,).
-        scale: values of the lowest and the highest colour.
-        identity: of the figure on the page.
-        description: for those who do not see it.
-
-    Returns:
-        An `<svg>` element.
-    """
+    """Draws a similarity matrix with the classes of its rows, sorted, between the values of a scale's ends."""
     low, high = scale
     span = max(high - low, 1e-12)
     levels = np.round((matrix - low) / span * (SIMILARITY_LEVELS - 1)) / (SIMILARITY_LEVELS - 1)
@@ -123,16 +96,8 @@ def weight_curve(
 ) -> str:
     """Draws the error over the weight of a term, on a logarithmic axis: medians, ranges, and the student alone.
 
-    Args:
-        errors: by weight, in percent, for each seed.
-        baseline: of the student alone; may be empty.
-        labels: of the weight and of the error.
-        looks: methods by weight, and their looks; a weight may be of none.
-        identity: of the figure on the page.
-        description: for those who do not see it.
-
-    Returns:
-        An `<svg>` element.
+    Errors are in percent, by weight for each seed; `labels` are of the weight and of the error. `looks` begin with the
+    methods by weight; a weight may be of none.
     """
     weights, (methods, look_of) = sorted(errors), looks
     with page_style():
@@ -167,18 +132,7 @@ def changes_by_class(
     identity: str,
     description: str,
 ) -> str:
-    """Draws how much the error of each class changes against the student alone.
-
-    Args:
-        changes: by method, in points, one for each class.
-        class_names: from the top.
-        looks: by method.
-        identity: of the figure on the page.
-        description: for those who do not see it.
-
-    Returns:
-        An `<svg>` element.
-    """
+    """Draws how much the error of each class changes against the student alone, in points."""
     with page_style():
         figure, panel = _panel(4.8, 1.1 + 0.26 * len(class_names))
         for index, (method, values) in enumerate(changes.items()):

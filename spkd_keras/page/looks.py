@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from spkd_keras.experiment import BASELINE, TEACHER
 from spkd_keras.page.svg import INK, SERIES, SOFT
-from spkd_keras.report import WeightCurve, shown
+from spkd_keras.report import WeightCurve, figure_name
 from spkd_keras.run_files import Run
 
 # Of the methods: none is the student's, so that lines differ where colours cannot be seen.
@@ -32,11 +32,11 @@ def looks_of(methods: Iterable[str]) -> dict[str, Look]:
     Args:
         methods: in the order of their colours; the student alone and the teacher take none.
     """
-    looks = {shown(BASELINE): STUDENT_ALONE, shown(TEACHER): OTHER}
+    looks = {figure_name(BASELINE): STUDENT_ALONE, figure_name(TEACHER): OTHER}
     for index, method in enumerate(name for name in dict.fromkeys(methods) if name not in (BASELINE, TEACHER)):
         # Where the colours begin anew, they meet other markers and dashes.
         turned = (index + index // len(SERIES)) % len(MARKERS)
-        looks[shown(method)] = Look(SERIES[index % len(SERIES)], MARKERS[turned], DASHES[turned])
+        looks[figure_name(method)] = Look(SERIES[index % len(SERIES)], MARKERS[turned], DASHES[turned])
     return looks
 
 

@@ -260,11 +260,11 @@ def similarities(result: ExperimentResult) -> tuple[dict[str, Any], Any]:
         labels = arrays["labels"]
         if "teacher" in arrays and (terms[method] or TEACHER not in matrices):  # the baseline may know another
             matrices[TEACHER] = arrays["teacher"]
-        matrices[shown(method)] = arrays["student"]
+        matrices[figure_name(method)] = arrays["student"]
     return {name: matrices[name] for name in sorted(matrices, key=lambda name: name != TEACHER)}, labels
 
 
-def shown(method: str) -> str:
+def figure_name(method: str) -> str:
     """Returns a method's name as figures have it."""
     return "student alone" if method == BASELINE else method
 

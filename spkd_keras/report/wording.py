@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from spkd_keras.experiment import TEACHER
-from spkd_keras.report.results import ExperimentResult, MethodResult, shown, sign_test
+from spkd_keras.report.results import ExperimentResult, MethodResult, figure_name, sign_test
 from spkd_keras.report.weight_curves import WeightCurve
 
 SURE = 0.05  # probability of a sign test
@@ -25,6 +25,7 @@ COLUMNS = (
     "parameters",
     "multiply-adds",
 )
+WHERE_KNOWN = (BEST, "published, %", "epochs", "training images", "minutes a run")
 
 
 def cells(result: MethodResult) -> list[str]:
@@ -47,31 +48,20 @@ def columns_of(result: ExperimentResult) -> list[str]:
 
 def table(result: ExperimentResult) -> tuple[list[str], list[list[str]]]:
     """Returns the names of all columns, and a row for each method; of some columns, only where something is known."""
-    columns = columns_of(result)
     rows = [cells(method) for method in result.methods]
-    if not any(method.best_errors for method in result.methods):
-        without = COLUMNS.index(BEST)
-        del columns[without]
-        for row in rows:
-            del row[without]
-    more = {
-        "published, %": [_number(method.published_error, ".2f") for method in result.methods],
-        "epochs": [_number(method.epochs, "d") for method in result.methods],
-        "training images": [_number(method.images, ",d") for method in result.methods],
-        "minutes a run": [_minutes(method.wall_seconds) for method in result.methods],
-    }
-    for index, (column, found) in enumerate(more.items()):
-        if any(found):
-            place = 3 if index == 0 else len(columns)  # what was published stands beside what was measured
-            columns.insert(place, column)
-            for row, cell in zip(rows, found, strict=True):
-                row.insert(place, cell)
-    return columns, rows
+    found = [(column, [row[index] for row in rows]) for index, column in enumerate(columns_of(result))]
+    published_errors = [_number(method.published_error, ".2f") for method in result.methods]
+    found.insert(3, ("published, %", published_errors))  # beside what was measured
+    found.append(("epochs", [_number(method.epochs, "d") for method in result.methods]))
+    found.append(("training images", [_number(method.images, ",d") for method in result.methods]))
+    found.append(("minutes a run", [_minutes(method.wall_seconds) for method in result.methods]))
+    kept = {column: values for column, values in found if any(values) or column not in WHERE_KNOWN}
+    return list(kept), [list(row) for row in zip(*kept.values(), strict=True)]
 
 
 def errors_in_percent(result: ExperimentResult) -> dict[str, list[float]]:
     """Returns the test errors for each seed by method, as figures have them."""
-    return {shown(method.method): [100 * error for error in method.errors] for method in result.methods}
+    return {figure_name(method.method): [100 * error for error in method.errors] for method in result.methods}
 
 
 def published(result: ExperimentResult) -> list[str]:

@@ -8,7 +8,7 @@ from spkd_keras.observer import Observer, Renamed
 from spkd_keras.report import compared
 from spkd_keras.run_files import CONFIRMATION
 from spkd_keras.search.hypermodel import DistillationHyperModel
-from spkd_keras.search.results import TrialResult, best_experiment
+from spkd_keras.search.results import TrialResult
 from spkd_keras.search.tuner import trial_name
 from spkd_keras.training.run import RunsFailedError, run_experiment
 
@@ -82,10 +82,8 @@ def _errors(
     failures: dict[str, str],
 ) -> dict[int, float]:
     """Does the runs of a point; returns the error of each seed, and adds why those that failed did."""
-    point = best_experiment(hypermodel, values, seeds)
-    method = hypermodel.space.method(values)
-    point = hypermodel.with_its_teacher(point)
-    point = point.model_copy(update={"name": _slug(name), "methods": {method: point.methods[method]}})
+    point = hypermodel.with_its_teacher(hypermodel.space.at(hypermodel.experiment, values))
+    point = point.model_copy(update={"name": _slug(name), "seeds": seeds})
     failed: dict[str, str] = {}
     try:
         run_experiment(point, out, Renamed(observer, lambda run: f"{name} {run}", held_out=True))
@@ -94,7 +92,7 @@ def _errors(
     failures.update({f"{name} {run}": reason for run, reason in failed.items()})
     files = {
         seed: run / "summary.json"
-        for seed, run in _runs(out / point.name, method, seeds).items()
+        for seed, run in _runs(out / point.name, hypermodel.space.method(values), seeds).items()
         if run.name not in failed
     }
     return {seed: float((read_record(f) or {})["validation_error"]) for seed, f in files.items()}

@@ -109,16 +109,12 @@ class Signs:
         self.folder, self.patience = folder, patience
         self._seen: dict[str, tuple[str, float]] = {}
 
-    def silent_for(self, tuner_id: str) -> float:
-        """Returns the seconds since the last new sign of a worker."""
+    def lost(self, tuner_id: str) -> bool:
+        """Whether a worker has given no new sign for too long."""
         file, now = _sign(self.folder, tuner_id), time.monotonic()
         text = ""
         with contextlib.suppress(OSError):
             text = file.read_text(encoding="utf-8")
         if tuner_id not in self._seen or self._seen[tuner_id][0] != text:
             self._seen[tuner_id] = text, now
-        return now - self._seen[tuner_id][1]
-
-    def lost(self, tuner_id: str) -> bool:
-        """Whether a worker has been silent for too long."""
-        return self.silent_for(tuner_id) >= self.patience
+        return now - self._seen[tuner_id][1] >= self.patience

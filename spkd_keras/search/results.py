@@ -56,7 +56,7 @@ def read_trials(oracle: keras_tuner.Oracle, hypermodel: DistillationHyperModel, 
         ExperimentError: if the record of one is damaged.
     """
     found = []
-    for trial_id, trial in oracle.trials.items():
+    for trial_id, trial in sorted(oracle.trials.items(), key=lambda item: int(item[0])):
         outcome = read_outcome(folder / f"trial_{trial_id}")
         done = trial.status == "COMPLETED"
         if done and "validation_error" not in outcome:
@@ -75,11 +75,7 @@ def read_trials(oracle: keras_tuner.Oracle, hypermodel: DistillationHyperModel, 
             )
         )
     sign = -1 if oracle.objective.direction == "max" else 1
-    return sorted(found, key=lambda t: (t.score is None, sign * (t.score or 0), _number(t)))
-
-
-def _number(trial: TrialResult) -> int:
-    return int(trial.name.split()[-1])
+    return sorted(found, key=lambda t: (t.score is None, sign * (t.score or 0)))
 
 
 def _last_line(message: str | None) -> str | None:

@@ -45,7 +45,7 @@ from spkd_keras.search.oracles import DRAWS, make_oracle
 from spkd_keras.search.results import TrialResult, is_used_up, read_trials, write_best
 from spkd_keras.search.tuner import TRIALS, DistillationTuner, anew, finished, trial_name
 from spkd_keras.storage import StorageError, check_writable, locked, write_json
-from spkd_keras.training.folder import DATA_DIGEST, RunFolder, check_same_data
+from spkd_keras.training.folder import DATA_DIGEST, RunFolder, check_same_data, teacher_folder
 from spkd_keras.training.interruption import Interruption
 
 RECORD = "search.json"
@@ -201,10 +201,9 @@ class Search:
             _search(tuner)
 
     def _teacher_run(self) -> RunFolder | None:
-        training = self.experiment.teacher_training()
-        if training is None or not self.hypermodel.needs_teacher:
+        if not self.hypermodel.needs_teacher:
             return None
-        return RunFolder(self.out / self.experiment.name, training)
+        return teacher_folder(self.out / self.experiment.name, self.experiment)
 
     def _tuner(self) -> DistillationTuner:
         hp = keras_tuner.HyperParameters()

@@ -14,6 +14,7 @@ from keras_tuner.engine import trial as trials
 
 from spkd_keras.distiller import Distiller
 from spkd_keras.experiment import Experiment, ExperimentError, read_record
+from spkd_keras.messages import named
 from spkd_keras.observer import Observer, Renamed
 from spkd_keras.search.distributed import without_prints
 from spkd_keras.search.hypermodel import DistillationHyperModel
@@ -106,7 +107,7 @@ class DistillationTuner(keras_tuner.Tuner):
         except StorageError as error:  # what the next trial would meet too
             raise errors.FatalError(str(error)) from error
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = named(error)
             write_json(folder / OUTCOME, {"failed": reason})
             self.observer.failed(name, reason)
             raise errors.FailedTrialError(reason) from error
@@ -116,7 +117,7 @@ class DistillationTuner(keras_tuner.Tuner):
         first, last = _epochs(trial.hyperparameters, run.experiment)
         self.observer.started(name, last)
         run.create()
-        if first and not any(run.backup.glob("epoch-*")):
+        if first and not run.has_checkpoint:
             self._take_over(str(trial.hyperparameters.values["tuner/trial_id"]), run)
         distiller = hypermodel.build(trial.hyperparameters)
         observer = Renamed(self.observer, lambda _: name)
@@ -146,9 +147,7 @@ def _counted(run: RunFolder) -> Iterator[None]:
         RuntimeError: if that was too often: a point that takes too much memory would end every process that tries it.
     """
     file = run.path / BEGUN
-    begun = int(file.read_text(encoding="utf-8")) if file.exists() else 0
-    if any(run.backup.glob("epoch-*")):
-        begun = 0
+    begun = int(file.read_text(encoding="utf-8")) if file.exists() and not run.has_checkpoint else 0
     if begun >= MOST_DEATHS:
         file.unlink()
         raise RuntimeError(f"Its process died {begun} times before a first checkpoint, perhaps for want of memory.")

@@ -15,6 +15,7 @@ from spkd_keras import data, models, optimizers
 from spkd_keras.distiller import Distiller, StandIn, Term, TermWeightSchedule, WeightSchedule
 from spkd_keras.experiment import Data, Experiment, ExperimentError, Network, unknown
 from spkd_keras.losses import LOSSES
+from spkd_keras.messages import one_line
 
 APPLICATIONS = "keras_applications."  # before the name of one of Keras' own networks
 
@@ -27,7 +28,7 @@ def telling(place: str) -> Iterator[None]:
     except ExperimentError:
         raise
     except ValueError as error:
-        raise ExperimentError(f"{place}: {' '.join(str(error).split())}") from error
+        raise ExperimentError(f"{place}: {one_line(error)}") from error
 
 
 def load_data(spec: Data) -> data.Splits:
@@ -157,7 +158,7 @@ def build_terms(experiment: Experiment, name: str) -> list[Term]:
         kind = _named(spec.loss, LOSSES, f"{here}.loss", "loss")
         with telling(here):
             loss = _call(kind, spec.arguments, here, type(spec).model_fields)
-            terms.append(Term(loss, spec.weight, _names(spec.teacher), _names(spec.student), spec.name))
+            terms.append(Term(loss, spec.weight, spec.teacher, spec.student, spec.name))
     return terms
 
 
@@ -304,7 +305,3 @@ def _parameters(function: Callable[..., Any]) -> list[str] | None:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return list(names)
     return None
-
-
-def _names(names: str | list[str] | None) -> str | tuple[str, ...] | None:
-    return tuple(names) if isinstance(names, list) else names

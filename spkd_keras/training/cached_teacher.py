@@ -99,7 +99,18 @@ def computed(
         observer.noticed(f"Another process computes {folder}. Waiting for it.")
     with lock, storing(folder):
         if not folder.exists():
-            _compute(folder, spec, experiment, splits, teacher, observer)
+            with build.telling("teacher.cache"):
+                cache.compute(
+                    folder,
+                    teacher,
+                    _terms(experiment),
+                    splits.train,
+                    batch_size=experiment.data.batch_size,
+                    augmentation=build.augmentation(experiment.data),
+                    teacher_dtype=experiment.teacher_dtype,
+                    tell=observer.cached,
+                    **spec.model_dump(include=ASKED),
+                )
     return opened(experiment, spec, root, splits, models.fingerprint(teacher))
 
 
@@ -116,28 +127,6 @@ def size_of(experiment: Experiment, spec: CacheSpec, root: Path, splits: data.Sp
         entry = cache.bytes_an_entry(teacher, _terms(experiment), spec.store, spec.sketch)
     begun = sum(file.stat().st_size for file in partial_of(folder).glob("*"))
     return max(0, spec.views * len(splits.train) * entry - begun)
-
-
-def _compute(
-    folder: Path,
-    spec: CacheSpec,
-    experiment: Experiment,
-    splits: data.Splits,
-    teacher: keras.Model,
-    observer: Observer,
-) -> None:
-    with build.telling("teacher.cache"):
-        cache.compute(
-            folder,
-            teacher,
-            _terms(experiment),
-            splits.train,
-            batch_size=experiment.data.batch_size,
-            augmentation=build.augmentation(experiment.data),
-            teacher_dtype=experiment.teacher_dtype,
-            tell=observer.cached,
-            **spec.model_dump(include=ASKED),
-        )
 
 
 def _terms(experiment: Experiment) -> list[Term]:

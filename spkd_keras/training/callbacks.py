@@ -30,16 +30,13 @@ class Recorder(keras.callbacks.Callback):
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()
         self.folder = folder
-        self.rows: list[dict[str, float]] = []
-        self._seconds = 0.0
-        self._peak_memory = 0
-        self._clock = time.monotonic()
+        self.resume({})
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Takes over what a checkpoint kept of `progress`; begins anew from nothing. Starts the clock."""
-        self.rows = list(progress.get("rows", []))
-        self._seconds = progress.get("training_seconds", 0.0)
-        self._peak_memory = progress.get("peak_memory_bytes", 0)
+        self.rows: list[dict[str, float]] = list(progress.get("rows", []))
+        self._seconds: float = progress.get("training_seconds", 0.0)
+        self._peak_memory: int = progress.get("peak_memory_bytes", 0)
         self._clock = time.monotonic()
         reset_peak_memory()
 

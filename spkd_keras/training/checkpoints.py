@@ -12,6 +12,7 @@ import numpy as np
 
 from spkd_keras.distiller import Distiller, NotFiniteError
 from spkd_keras.experiment import Checkpoints
+from spkd_keras.messages import one_line
 from spkd_keras.storage import PARTIAL, replace
 from spkd_keras.training.devices import Devices
 from spkd_keras.training.interruption import SIGNALS, Interruption
@@ -46,7 +47,7 @@ class Checkpointer(keras.callbacks.Callback):
         interruption: is looked at before each batch.
         progress: gives what the recorder keeps, as plain data.
         warn: is told of a damaged checkpoint.
-        devices: None for one. Of several processes the first writes, and all go on from what it wrote.
+        devices: of several processes the first writes, and all go on from what it wrote.
 
     Attributes:
         begun: where the present `fit` began.
@@ -60,12 +61,12 @@ class Checkpointer(keras.callbacks.Callback):
         interruption: Interruption,
         progress: Callable[[], dict[str, Any]],
         warn: Callable[[str], None],
-        devices: Devices | None = None,
+        devices: Devices,
     ) -> None:
         super().__init__()
         self.folder, self.settings, self.steps = folder, settings, steps
         self.interruption, self.progress, self.warn = interruption, progress, warn
-        self.devices = devices or Devices()
+        self.devices = devices
         self.begun = Position()
         self._metrics: list[np.ndarray] = []
         self._trained: dict[str, np.ndarray] = {}
@@ -96,7 +97,7 @@ class Checkpointer(keras.callbacks.Callback):
                 raise
             except Exception as error:  # whatever zipfile and NumPy make of a file that is not whole
                 left = "Using the one before." if index + 1 < len(files) else "Beginning anew."
-                self.warn(f"The checkpoint {file} is damaged ({' '.join(str(error).split())}). {left}")
+                self.warn(f"The checkpoint {file} is damaged ({one_line(error)}). {left}")
                 file.unlink()
                 continue
             self._assign(_variables(distiller), [state[key] for key in state if key.startswith("state/")])

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from spkd_keras.experiment import ClearError, Data, ExperimentError
+from spkd_keras.messages import one_line
 
 STRATEGIES = ("mirrored", "multiworker")
 EXAMPLE = '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", "index": 0}}'
@@ -213,7 +214,7 @@ def _between_workers() -> tf.distribute.Strategy:
         own = cluster["cluster"]["worker"][cluster["task"]["index"]]
         raise ExperimentError(
             f"TF_CONFIG must give this process an address HOST:PORT of this machine that is free. Received: {own} "
-            f"({' '.join(str(error).split())[:200]}). Choose another port, or end what has it."
+            f"({one_line(error)[:200]}). Choose another port, or end what has it."
         ) from error
 
 

@@ -49,9 +49,14 @@ class RunFolder:
         return os.path.exists(self.summary)
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to go on from."""
+        return any(self.backup.glob("epoch-*"))
+
+    @property
     def has_state(self) -> bool:
         """Whether something of the run is done, which what is recorded beside it belongs to."""
-        return self.finished or any(self.backup.glob("epoch-*"))
+        return self.finished or self.has_checkpoint
 
     def tidy(self) -> None:
         """Removes what a kill left of a finished run: checkpoints and files that were being written."""
@@ -160,6 +165,12 @@ def run_folders(root: Path, experiment: Experiment) -> list[RunFolder]:
     return [
         RunFolder(root, experiment.single(method, seed)) for seed in experiment.seeds for method in experiment.methods
     ]
+
+
+def teacher_folder(root: Path, experiment: Experiment) -> RunFolder | None:
+    """Returns the folder of the run that trains an experiment's teacher; None if there is none to train."""
+    training = experiment.teacher_training()
+    return None if training is None else RunFolder(root, training)
 
 
 @functools.cache  # all runs of an experiment ask for the same one

@@ -5,6 +5,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from spkd_keras.experiment import ClearError, ExperimentError
+from spkd_keras.messages import named
 from spkd_keras.observer import Observer
 from spkd_keras.storage import BusyError
 from spkd_keras.training.folder import RunFolder
@@ -98,4 +99,4 @@ def _do(job: Job, folder: RunFolder, observer: Observer, interruption: Interrupt
     except (ExperimentError, ClearError):
         raise
     except Exception as error:
-        observer.failed(folder.path.name, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        observer.failed(folder.path.name, named(error))

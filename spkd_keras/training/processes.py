@@ -14,10 +14,9 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
 from spkd_keras.experiment import ClearError, ExperimentError
-from spkd_keras.observer import Observer
+from spkd_keras.observer import EVENTS, Observer
 from spkd_keras.training.interruption import Interrupted, Interruption
 
-EVENTS = [name for name in vars(Observer) if not name.startswith("_")]
 RAISED = "raised"  # what comes beside them: an error for the user
 CONTEXT = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
 

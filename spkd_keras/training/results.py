@@ -1,6 +1,5 @@
 """What a run came to: its errors, and its picture of similarities."""
 
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -91,26 +90,16 @@ def write_similarities(
     )
     ((pixels, _),) = data.evaluation_batches(test.take(chosen), len(chosen))
     networks = {"student": student, "teacher": teacher}
-    matrices: dict[str, Any] = {
-        name: _similarities(network, pixels) for name, network in networks.items() if _has_last_stage(network)
-    }
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez_compressed(file, labels=test.labels[chosen], **matrices)
-
-    replace(folder.similarity, write)
+    found = {name: _similarities(network, pixels) for name, network in networks.items() if network is not None}
+    matrices: dict[str, Any] = {name: matrix for name, matrix in found.items() if matrix is not None}
+    replace(folder.similarity, lambda path: np.savez_compressed(path, labels=test.labels[chosen], **matrices))
 
 
-def _has_last_stage(network: keras.Model | None) -> bool:
-    """A teacher from a file may have none; its methods then name the layers, and the picture leaves it out."""
+def _similarities(network: keras.Model, pixels: Any) -> np.ndarray | None:
+    """Returns the matrix of the last stage; None where a network, as a teacher from a file may, has none."""
     try:
-        return network is not None and bool(taps.resolve(network, None, "last_stage", "network"))
+        place = taps.resolve(network, None, "last_stage", "network")
     except ValueError:
-        return False
-
-
-def _similarities(network: keras.Model, pixels: Any) -> np.ndarray:
-    place = taps.resolve(network, None, "last_stage", "network")
+        return None
     (activations,) = taps.tapped(network, place)(pixels, training=False)["taps"]
     return np.asarray(similarity_matrix(activations))

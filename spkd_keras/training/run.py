@@ -12,13 +12,14 @@ import tensorflow as tf
 from spkd_keras import data, models
 from spkd_keras.cache import TeacherCache
 from spkd_keras.experiment import TEACHER, ClearError, Experiment, ExperimentError
+from spkd_keras.messages import named
 from spkd_keras.observer import Observer
 from spkd_keras.storage import BusyError, check_writable, not_left_empty
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.check import check_before_running
 from spkd_keras.training.devices import Devices
 from spkd_keras.training.findings import Finding
-from spkd_keras.training.folder import RunFolder, run_folders
+from spkd_keras.training.folder import RunFolder, run_folders, teacher_folder
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.parallel import run_in_processes
 from spkd_keras.training.teacher_run import check_fingerprint, load_teacher, train_teacher
@@ -92,8 +93,7 @@ def _run_into(
 ) -> Path:
     interruption = Interruption()
     root = out / experiment.name
-    training = experiment.teacher_training() if experiment.asks_teacher else None
-    teacher_run = None if training is None else RunFolder(root, training)
+    teacher_run = teacher_folder(root, experiment) if experiment.asks_teacher else None
     runs = run_folders(root, experiment)
     every = [teacher_run, *runs] if teacher_run else runs
     for folder in every:
@@ -108,41 +108,42 @@ def _run_into(
     for folder in every:
         if folder.finished:
             folder.tidy()
+    if not left:
+        names = [folder.path.name for folder in every]
+        observer.planned(names, names)
+        return root
     with interruption.listening():
-        if left:
-            splits = build.load_data(experiment.data)
-            devices.check(experiment.data, len(splits.train))
-            digest = splits.digest()
-            for folder in every:
-                folder.check_data(digest)
-            build.check(experiment, splits)
+        splits = build.load_data(experiment.data)
+        devices.check(experiment.data, len(splits.train))
+        digest = splits.digest()
+        for folder in every:
+            folder.check_data(digest)
+        build.check(experiment, splits)
         observer.planned([folder.path.name for folder in every], [f.path.name for f in every if f.finished])
-        if left:
-            tf.config.experimental.enable_op_determinism()
-            # Methods that have a run were tried when it began. With another they are tried again: all takes time.
-            begun = {folder.method for folder in runs if folder.path.exists()}
-            to_do = Counter(folder.method for folder in left if folder.method != TEACHER)
-            new = to_do if check and set(to_do) - begun else {}
-            options: dict[str, Any] = {"runs": new, "jobs": jobs, "out": out, "replicas": devices.replicas}
-            try_out = partial(check_before_running, experiment, splits, observer, force, **options)
-            teacher_is_new = teacher_run is not None and not teacher_run.finished
-            told: list[Finding] = []
-            if teacher_run is not None and teacher_is_new:
-                if new:
-                    told = try_out()
-                train_teacher(teacher_run, splits, observer, interruption, devices)
-            if teacher_run is not None:
-                devices.share(teacher_run.student)
-            with devices.scope():
-                teacher = load_teacher(experiment, teacher_run, splits) if experiment.asks_teacher else None
-            if new:
-                # The first process alone tries, and running a teacher of the strategy would wait for all of them.
-                its_teacher = load_teacher(experiment, teacher_run, splits) if teacher and devices.strategy else teacher
-                trained = teacher_run.path if teacher_run is not None and teacher_is_new else None
-                try_out(teacher=its_teacher, cost=not teacher_is_new, told=told, trained=trained)
-            reasons = _run_all(experiment, runs, splits, teacher, teacher_run, jobs, observer, interruption, devices)
-            if reasons:
-                raise RunsFailedError(root, reasons)
+        tf.config.experimental.enable_op_determinism()
+        # Methods that have a run were tried when it began. With another they are tried again: all takes time.
+        begun = {folder.method for folder in runs if folder.path.exists()}
+        to_do = Counter(folder.method for folder in left if folder.method != TEACHER)
+        new = to_do if check and set(to_do) - begun else {}
+        options: dict[str, Any] = {"runs": new, "jobs": jobs, "out": out, "replicas": devices.replicas}
+        try_out = partial(check_before_running, experiment, splits, observer, force, **options)
+        untrained = teacher_run if teacher_run and not teacher_run.finished else None
+        told: list[Finding] = []
+        if untrained:
+            told = try_out() if new else []
+            train_teacher(untrained, splits, observer, interruption, devices)
+        if teacher_run:
+            devices.share(teacher_run.student)
+        with devices.scope():
+            teacher = load_teacher(experiment, teacher_run, splits) if experiment.asks_teacher else None
+        if new:
+            # The first process alone tries, and running a teacher of the strategy would wait for all of them.
+            its_teacher = load_teacher(experiment, teacher_run, splits) if teacher and devices.strategy else teacher
+            trained = untrained.path if untrained else None
+            try_out(teacher=its_teacher, cost=not untrained, told=told, trained=trained)
+        reasons = _run_all(experiment, runs, splits, teacher, teacher_run, jobs, observer, interruption, devices)
+        if reasons:
+            raise RunsFailedError(root, reasons)
     return root
 
 
@@ -170,8 +171,8 @@ def cache_teacher(experiment: Experiment, out: str | Path = "runs", observer: Ob
             f"{'the methods ' + ', '.join(experiment.methods) if asked else 'no `teacher.cache`'}."
         )
     observer, interruption = observer or Observer(), Interruption()
-    root, training = Path(out) / experiment.name, experiment.teacher_training()
-    teacher_run = None if training is None else RunFolder(root, training)
+    root = Path(out) / experiment.name
+    teacher_run = teacher_folder(root, experiment)
     if teacher_run:
         teacher_run.check_owner()
     check_writable(root)
@@ -240,7 +241,7 @@ def _run_here(
         except (ExperimentError, ClearError):  # what the next run would meet too
             raise
         except Exception as error:
-            reasons[folder.path.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reasons[folder.path.name] = named(error)
             observer.failed(folder.path.name, reasons[folder.path.name])
     if busy:
         raise busy[0]

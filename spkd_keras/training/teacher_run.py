@@ -10,7 +10,7 @@ from spkd_keras.experiment import TEACHER, Experiment, ExperimentError, Network,
 from spkd_keras.observer import Observer
 from spkd_keras.training import build
 from spkd_keras.training.devices import Devices
-from spkd_keras.training.folder import RunFolder
+from spkd_keras.training.folder import RunFolder, teacher_folder
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.train import train
 
@@ -41,8 +41,7 @@ def prepared_teacher(
     Raises:
         ExperimentError: if its folder holds another experiment's, or one of other images, or its file cannot be loaded.
     """
-    training = experiment.teacher_training()
-    folder = None if training is None else RunFolder(Path(out) / experiment.name, training)
+    folder = teacher_folder(Path(out) / experiment.name, experiment)
     if folder is not None:
         folder.check_owner()
         folder.check_data(splits.digest())
@@ -58,20 +57,18 @@ def with_trained_teacher(experiment: Experiment, root: Path) -> Experiment:
         experiment: whose teacher is to be trained; else it is returned as it is.
         root: folder of the other one's runs.
     """
-    training, teacher = experiment.teacher_training(), experiment.teacher
-    if training is None or teacher is None:
+    folder, teacher = teacher_folder(root, experiment), experiment.teacher
+    if folder is None or teacher is None:
         return experiment
-    file = RunFolder(root, training).student
-    update = {"teacher": Teacher(path=str(file), dtype=teacher.dtype, cache=teacher.cache)}
+    update = {"teacher": Teacher(path=str(folder.student), dtype=teacher.dtype, cache=teacher.cache)}
     return experiment.model_copy(update=update)
 
 
 def trained_teacher(experiment: Experiment, out: str | Path) -> keras.Model | None:
     """Returns the teacher that an earlier `run_experiment` trained for this very experiment; None if there is none."""
-    training = experiment.teacher_training()
-    if training is None:
+    folder = teacher_folder(Path(out) / experiment.name, experiment)
+    if folder is None:
         return None
-    folder = RunFolder(Path(out) / experiment.name, training)
     folder.check_owner()
     return _load_trained(folder) if folder.finished else None
 

@@ -106,16 +106,16 @@ def _record(folder: RunFolder, surroundings: dict[str, Any], observer: Observer)
     with contextlib.suppress(ExperimentError):  # damaged: it is written anew
         before = read_record(folder.environment)
     if before is not None:
-        begins_anew = not any(folder.backup.glob("epoch-*"))
+        goes_on = folder.has_checkpoint
         layers = before.get(LAYERS)
-        if not begins_anew and layers not in (None, surroundings[LAYERS]):
+        if goes_on and layers not in (None, surroundings[LAYERS]):
             raise ExperimentError(
                 f"{folder.path} compared the layers {layers} until now. This version would compare "
                 f"{surroundings[LAYERS]}. Nothing was changed. Go on with the version that is in "
                 f"{folder.environment}, or choose another folder with --out."
             )
-        differing = [] if begins_anew else changes(before, surroundings)
-        earlier = [] if begins_anew else before.get("earlier_conditions") or []
+        differing = changes(before, surroundings) if goes_on else []
+        earlier = (before.get("earlier_conditions") or []) if goes_on else []
         surroundings["earlier_conditions"] = [*earlier, *differing]
         if differing:
             observer.noticed(
@@ -216,7 +216,7 @@ class Training:
                 self.distiller.compute_metrics(None, labels, np.zeros((1, classes)))
         return position
 
-    def _batches(self, skip: int = 0) -> Any:
+    def _batches(self, skip: int) -> Any:
         seed, size = self.folder.seed, self.experiment.data.batch_size
         if self.cache is not None:
             return self.cache.batches(self.splits.train, size, seed, self.clock, skip)
