@@ -28,7 +28,7 @@ from spkd_keras.training import (
     teacher_run,
 )
 from spkd_keras.training.environment import intra_op_threads
-from spkd_keras.training.folder import RunFolder
+from spkd_keras.training.folder import RunFolder, start_digest
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.train import train
 
@@ -135,10 +135,10 @@ def test_runs_from_other_weights_are_not_mixed(tmp_path):
     folder = write_files(tmp_path / "runs" / "tiny", experiment.single("student", 0), {})
     run = RunFolder(folder.parent, experiment.single("student", 0))
     digest = build.load_data(experiment.data).digest()
-    for harmless in ({"start_digest": run.start_digest()}, {}):
+    for harmless in ({"start_digest": start_digest(run.experiment.student)}, {}):
         record(folder, **harmless)
         run.check_data(digest)
-    record(folder, start_digest=run.start_digest())
+    record(folder, start_digest=start_digest(run.experiment.student))
     weights.write_bytes(b"two")
     with pytest.raises(ExperimentError, match=rf"^{folder} started from other weights than {weights} has now \(digest"):
         run.check_data(digest)
@@ -185,6 +185,21 @@ def test_trials_on_other_images_are_not_mixed(tmp_path, monkeypatch, left):
     with pytest.raises(ExperimentError, match=r"tiny-search was trained on other images than the data have now"):
         search.run()
     assert json.loads(file.read_text()) == before
+
+
+def test_trials_from_other_weights_are_not_mixed(tmp_path):
+    weights = tmp_path / "start.weights.h5"
+    weights.write_bytes(b"one")
+    search = tiny_search(tmp_path, GAMMA, f"student.weights='{weights}'", trials=1)
+    outcome = search.folder / "trials" / "trial_0" / "outcome.json"
+    outcome.parent.mkdir(parents=True)
+    outcome.touch()
+    begun = search._record() | {"start_digest": start_digest(search.experiment.student)}
+    (search.folder / "search.json").write_text(json.dumps(begun), encoding="utf-8")
+    assert search._check_record() is None
+    weights.write_bytes(b"two")
+    with pytest.raises(ExperimentError, match=rf"tiny-search started from other weights than {weights} has now"):
+        search.run()
 
 
 # --- settings that matter --------------------------------------------------------------------------------------------

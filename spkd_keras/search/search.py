@@ -45,7 +45,15 @@ from spkd_keras.search.oracles import DRAWS, make_oracle
 from spkd_keras.search.results import TrialResult, is_used_up, read_trials, write_best
 from spkd_keras.search.tuner import TRIALS, DistillationTuner, anew, finished, trial_name
 from spkd_keras.storage import StorageError, check_writable, locked, write_json
-from spkd_keras.training.folder import DATA_DIGEST, RunFolder, check_same_data, teacher_folder
+from spkd_keras.training.folder import (
+    DATA_DIGEST,
+    START_DIGEST,
+    RunFolder,
+    check_same_data,
+    check_same_start,
+    start_digest,
+    teacher_folder,
+)
 from spkd_keras.training.interruption import Interruption
 
 RECORD = "search.json"
@@ -141,7 +149,8 @@ class Search:
         """Searches as the process that has the oracle, with the teacher of this fingerprint if trials had one."""
         self.hypermodel.check()
         check_writable(self.folder)
-        record = self._record() | {DATA_DIGEST: self.hypermodel.splits.digest()}
+        record = self._record()
+        record |= {DATA_DIGEST: self.hypermodel.splits.digest(), START_DIGEST: start_digest(self.experiment.student)}
         write_json(self.folder / RECORD, record | {FINGERPRINT: fingerprint})
         tf.config.experimental.enable_op_determinism()
         tuner = self._tuner()
@@ -245,6 +254,7 @@ class Search:
         trials = self.folder / TRIALS
         if any(trials.glob("*/outcome.json")) or any(trials.glob("*/backup/epoch-*")):
             check_same_data(self.folder, before.get(DATA_DIGEST), self.hypermodel.splits.digest())
+            check_same_start(self.folder, before.get(START_DIGEST), self.experiment.student)
         fingerprint: str | None = before.get(FINGERPRINT)
         return fingerprint
 

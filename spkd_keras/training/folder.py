@@ -16,8 +16,8 @@ from spkd_keras.training import build
 
 MOVED = "teacher.path:"  # of the lines that say what differs
 DATA_DIGEST = "data_digest"  # in what a run, or a search, records
-START_DIGEST = "start_digest"  # in what a run records
-LAYERS = "compared_layers"  # the same
+START_DIGEST = "start_digest"  # the same
+LAYERS = "compared_layers"  # in what a run records
 
 
 class RunFolder:
@@ -113,21 +113,7 @@ class RunFolder:
         with suppress(ExperimentError):  # damaged: it is written anew, or told where it matters
             record = read_record(self.environment)
         check_same_data(self.path, (record or {}).get(DATA_DIGEST), digest)
-        started = (record or {}).get(START_DIGEST)
-        if started is not None and started != (start := self.start_digest()):
-            file = self.experiment.student.arguments.get("weights")
-            raise ExperimentError(
-                f"{self.path} started from other weights than {file} has now (digest {started}). Received: "
-                f"{start}. Nothing was changed. Bring the file back, or choose another folder with --out."
-            )
-
-    def start_digest(self) -> str | None:
-        """Returns the digest of the file whose weights the network starts from; None if there is none."""
-        weights = self.experiment.student.arguments.get("weights")
-        if not isinstance(weights, str) or not Path(weights).is_file():
-            return None
-        with Path(weights).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        check_same_start(self.path, (record or {}).get(START_DIGEST), self.experiment.student)
 
     def locked(self) -> AbstractContextManager[None]:
         """Keeps other processes out of the folder; the lock dies with this process.
@@ -195,6 +181,33 @@ def check_same_data(folder: Path, recorded: str | None, digest: str) -> None:
             f"{folder} was trained on other images than the data have now (digest {recorded}). Received: {digest}. "
             "Nothing was changed. Bring the images back as they were, or train anew into another folder (`spkd run "
             "--out`)."
+        )
+
+
+def start_digest(student: Network) -> str | None:
+    """Returns the digest of the file whose weights a student starts from; None if there is none."""
+    weights = student.arguments.get("weights")
+    if not isinstance(weights, str) or not Path(weights).is_file():
+        return None
+    with Path(weights).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def check_same_start(folder: Path, recorded: str | None, student: Network) -> None:
+    """Checks that what is in a folder started from the weights that the student's file has now.
+
+    Args:
+        folder: for the message.
+        recorded: digest of the file of then; None if there was none, or it is not known.
+        student: with the file of now.
+
+    Raises:
+        ExperimentError: if it did not.
+    """
+    if recorded is not None and recorded != (start := start_digest(student)):
+        raise ExperimentError(
+            f"{folder} started from other weights than {student.arguments.get('weights')} has now (digest {recorded}). "
+            f"Received: {start}. Nothing was changed. Bring the file back, or choose another folder with --out."
         )
 
 

@@ -18,7 +18,7 @@ from spkd_keras.training.callbacks import Recorder, Reporter
 from spkd_keras.training.checkpoints import Checkpointer, Position
 from spkd_keras.training.devices import Devices
 from spkd_keras.training.environment import changes, environment
-from spkd_keras.training.folder import DATA_DIGEST, LAYERS, START_DIGEST, RunFolder, save_network
+from spkd_keras.training.folder import DATA_DIGEST, LAYERS, START_DIGEST, RunFolder, save_network, start_digest
 from spkd_keras.training.interruption import Interruption
 from spkd_keras.training.results import EVALUATION_BATCH, summarise, write_similarities
 
@@ -59,7 +59,7 @@ def train(
             "teacher_fingerprint": teacher_fingerprint,
             "data": splits.origin,
             DATA_DIGEST: digest,
-            START_DIGEST: folder.start_digest(),
+            START_DIGEST: start_digest(experiment.student),
             "class_names": list(splits.train.class_names),
         }
         keras.utils.set_random_seed(folder.seed)
