@@ -42,6 +42,7 @@ class Observer:
         """A run ended with an error; the others go on."""
 
 
+# The names of all that an observer is told.
 EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
 
 

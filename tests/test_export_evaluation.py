@@ -62,6 +62,14 @@ def test_an_evaluation_holds_all_of_it():
     assert [row["class"] for row in result["per_class"]] == list(NAMES)
 
 
+def test_a_class_without_images_has_a_row_too():
+    names = ("ant", *NAMES)  # nobody is one, and nothing is taken for one
+    probabilities = np.hstack([np.full((6, 1), 1e-6), outputs(PREDICTED)["probabilities"]])
+    result = evaluation.evaluate({"logits": np.log(probabilities), "probabilities": probabilities}, LABELS + 1, names)
+    assert result["confusion"] == [[0, 0, 0, 0], *([0, *row] for row in MATRIX)]
+    assert result["per_class"][0]["images"] == 0
+
+
 def test_the_first_class_of_another_name():
     assert evaluation.differing_class(NAMES, NAMES) is None
     assert evaluation.differing_class(NAMES, ["cat", "owl", "dog"]) == 1

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from spkd_keras.cli.first_moments import INTERRUPTED
 from spkd_keras.experiment import ClearError, ExperimentError
-from spkd_keras.messages import one_line
+from spkd_keras.messages import named
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
@@ -105,8 +105,7 @@ def clear_errors() -> Iterator[None]:
     except (ClearError, FloatingPointError) as error:
         _fail(str(error), FAILED, error)
     except Exception as error:
-        text = one_line(error)
-        _fail(f"{type(error).__name__}: {text} (`spkd --traceback ...` shows where)", FAILED, error)
+        _fail(f"{named(error)} (`spkd --traceback ...` shows where)", FAILED, error)
 
 
 def _fail(message: str, code: int, error: BaseException) -> None:

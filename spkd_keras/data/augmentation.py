@@ -105,7 +105,7 @@ def random_resized_crop(encoded: Any, seeds: Any, size: int) -> Any:
         )
         return tf.concat([begin[:2], extent[:2]], axis=0)
 
-    image = tf.ensure_shape(resized(_decoded_window(encoded, window), size, size), (size, size, 3))
+    image = tf.ensure_shape(scaled(_decoded_window(encoded, window), size, size), (size, size, 3))
     return tf.cond(tf.math.floormod(seeds[1], 2) == 1, lambda: tf.image.flip_left_right(image), lambda: image)
 
 
@@ -125,7 +125,7 @@ def central_crop(encoded: Any, size: int) -> Any:
         side = tf.maximum(side, 1)
         return tf.stack([(shape[0] - side) // 2, (shape[1] - side) // 2, side, side])
 
-    return tf.ensure_shape(resized(_decoded_window(encoded, window), size, size), (size, size, 3))
+    return tf.ensure_shape(scaled(_decoded_window(encoded, window), size, size), (size, size, 3))
 
 
 def _decoded_window(encoded: Any, window: Any) -> Any:
@@ -143,14 +143,14 @@ def _decoded_window(encoded: Any, window: Any) -> Any:
     return tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_others)
 
 
-def resized(images: Any, height: int, width: int) -> Any:
-    """Brings an image, or a batch of them, to a size by antialiased bilinear interpolation; uint8."""
+def scaled(images: Any, height: int, width: int) -> Any:
+    """Brings an image (height, width, channels), or a batch, to a size by antialiased bilinear interpolation; uint8."""
     return _as_pixels(tf.image.resize(images, (height, width), antialias=True))
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Brings images in memory to size x size, 1,000 at a time."""
-    parts = [resized(pixels[start : start + 1000], size, size) for start in range(0, len(pixels), 1000)]
+    """Brings images in memory, (n, height, width, channels), to a size as `scaled` does, 1,000 at a time; uint8."""
+    parts = [scaled(pixels[start : start + 1000], size, size).numpy() for start in range(0, len(pixels), 1000)]
     return np.concatenate(parts)
 
 

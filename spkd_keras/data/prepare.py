@@ -55,7 +55,7 @@ def find_builder(name: str, data_dir: str | Path | None = None, **arguments: Any
     return tfds.builder(f"{known}/{config}" if config else known, data_dir=data_dir, **arguments)
 
 
-def _is_read_from_disk(builder: Any) -> bool:
+def _may_be_read_from_disk(builder: Any) -> bool:
     """Whether images differ in size, or they or the archives are so large that memory may not hold them.
 
     How many there are, TFDS does not tell before it has written them.
@@ -112,7 +112,7 @@ def prepare(
     builder = find_builder(name, data_dir)
     if builder.is_prepared():
         return builder
-    if _is_read_from_disk(builder):  # read in any order, not held in memory
+    if _may_be_read_from_disk(builder):  # read in any order, not held in memory
         builder = find_builder(name, data_dir, file_format="array_record")
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise ValueError(f"--manual-dir must be a folder. Received: {manual_dir}.")

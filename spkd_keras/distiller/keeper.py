@@ -13,7 +13,8 @@ class StudentKeeper(GuardedTrainer):
     """A model whose attribute `teacher`, a property of the subclass, is neither trained nor saved with it.
 
     Keras 3.12 to 3.15 track every layer that is assigned to an attribute before a property's setter runs, save
-    every layer that is found in `dir()`, and leave the state of random generators out of what they save.
+    every layer that is found in `dir()`, and leave the state of random generators out of what they save. A subclass
+    has `student`, the model that is exported, and `term_weights`, variables that are saved with it, by name.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

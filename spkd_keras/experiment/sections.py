@@ -20,7 +20,7 @@ class Calling(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments."""
+        """The keys that are not fields: arguments of the network's builder, or of the loss."""
         return dict(self.model_extra or {})
 
 

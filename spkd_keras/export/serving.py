@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from spkd_keras.data.augmentation import central_crop, decode, resized
+from spkd_keras.data.augmentation import central_crop, decode, scaled
 from spkd_keras.experiment import ClearError
 from spkd_keras.export.formats import INPUT_DTYPES
 from spkd_keras.export.metadata import Metadata
@@ -89,4 +89,4 @@ def read_picture(encoded: Any, image_shape: tuple[int, int, int], resize: str) -
     image = decode(encoded, channels)
     shape = tf.shape(image)
     fits = tf.logical_and(shape[0] == height, shape[1] == width)
-    return tf.ensure_shape(tf.cond(fits, lambda: image, lambda: resized(image, height, width)), image_shape)
+    return tf.ensure_shape(tf.cond(fits, lambda: image, lambda: scaled(image, height, width)), image_shape)

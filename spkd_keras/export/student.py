@@ -130,7 +130,7 @@ def export_student(
 class Exporter:
     """Exports one network to several files.
 
-    Args, and the ValueError: those of `export_student`.
+    `model`, `class_names`, `input_dtype`, `resize` and `licence` are as for `export_student`, and so is the ValueError.
     """
 
     def __init__(

@@ -91,7 +91,7 @@ def train_students(
     folder = Path(out) / f"{experiment.name}-frontier"
     with interruption.listening(), locked(folder):
         splits = build.load_data(experiment.data)
-        digest = splits.digest()
+        data_digest = splits.digest()
         for student in students:
             try:
                 build.check(student.experiment, splits)
@@ -101,7 +101,7 @@ def train_students(
         tf.config.experimental.enable_op_determinism()
         teacher = prepared_teacher(experiment, out, splits, observer, interruption)
         teacher_error = error_of(_known(teacher), _known(splits.validation))
-        if experiment.teacher and not _was_held_out(experiment.teacher, digest):
+        if experiment.teacher and not _was_held_out(experiment.teacher, data_digest):
             observer.noticed(
                 f"Whether {experiment.teacher.path} was trained on the images that are held out here is not known. If "
                 "it was, its error on them, and so the limit for students, is too low."
@@ -110,7 +110,7 @@ def train_students(
         for student in students:
             failures |= _run(student, root, folder, observer, jobs)
         measure_one = partial(_measured, splits=splits, format=format, quiet=quiet)
-        measured = _measure_all(students, folder, measure_one, observer, interruption, failures, digest)
+        measured = _measure_all(students, folder, measure_one, observer, interruption, failures, data_digest)
     found = {
         titled(student.name, method): _candidate(student, method, measured)
         for student in students
@@ -121,9 +121,9 @@ def train_students(
     return Students(folder, teacher_error, candidates, failures, lost)
 
 
-def _was_held_out(teacher: Teacher, digest: str) -> bool:
+def _was_held_out(teacher: Teacher, data_digest: str) -> bool:
     """Whether the held-out images were kept from the teacher: it is trained here, or was on the same parts."""
-    return teacher.path is None or images_of(Path(teacher.path)) == digest
+    return teacher.path is None or images_of(Path(teacher.path)) == data_digest
 
 
 def _known(value: Any) -> Any:
@@ -155,9 +155,9 @@ def _plan(
 def _run(student: StudentSpec, root: Path, folder: Path, observer: Observer, jobs: int) -> dict[str, str]:
     """Does the runs of one student; returns why those that failed did."""
     experiment = cached_teacher.shared(with_trained_teacher(student.experiment, root), root)
-    named = Renamed(observer, lambda run: f"{student.name} {run}", held_out=True)
+    renamed = Renamed(observer, lambda run: f"{student.name} {run}", held_out=True)
     try:
-        run_experiment(experiment, folder, named, jobs=jobs)
+        run_experiment(experiment, folder, renamed, jobs=jobs)
     except RunsFailedError as error:
         return {f"{student.name} {run}": reason for run, reason in error.reasons.items()}
     return {}

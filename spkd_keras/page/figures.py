@@ -1,6 +1,7 @@
 """The figures of the page, each as an `<svg>` element.
 
-`identity` is a figure's on the page, `description` is for those who do not see it, `looks` are by method.
+All take `identity`, the figure's id on the page, and `description`, for those who do not see it. Errors are in percent;
+`looks` are by method.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ def learning_curves(
 ) -> str:
     """Draws the error over the epochs: the median of the seeds as a line, their range as a band.
 
-    `curves` are by method, in percent, of shape (seeds, epochs).
+    `curves` are by method, of shape (seeds, epochs).
     """
     with page_style():
         figure, panel = _panel(4.8, 3.2)
@@ -45,7 +46,7 @@ def learning_curves(
 def errors_by_seed(
     errors: Mapping[str, Sequence[float]], label: str, looks: Mapping[str, Look], identity: str, description: str
 ) -> str:
-    """Draws the errors of methods, in percent: a row for each, a dot for each seed and a line at their median."""
+    """Draws the errors of methods, a row for each from the top: a dot for each seed, and a line at their median."""
     with page_style():
         figure, panel = _panel(4.8, 0.8 + 0.3 * len(errors))
         draw_errors(panel, errors, [(looks[method].colour, looks[method].marker) for method in errors])
@@ -57,7 +58,11 @@ def errors_by_seed(
 def similarity_matrix(
     matrix: np.ndarray, labels: np.ndarray, scale: tuple[float, float], identity: str, description: str
 ) -> str:
-    """Draws a similarity matrix with the classes of its rows, sorted, between the values of a scale's ends."""
+    """Draws a similarity matrix, shape (b, b).
+
+    `labels`, sorted, of shape (b,), are the classes of its rows; `scale` has the values of the lowest and the highest
+    colour.
+    """
     low, high = scale
     span = max(high - low, 1e-12)
     levels = np.round((matrix - low) / span * (SIMILARITY_LEVELS - 1)) / (SIMILARITY_LEVELS - 1)
@@ -96,8 +101,8 @@ def weight_curve(
 ) -> str:
     """Draws the error over the weight of a term, on a logarithmic axis: medians, ranges, and the student alone.
 
-    Errors are in percent, by weight for each seed; `labels` are of the weight and of the error. `looks` begin with the
-    methods by weight; a weight may be of none.
+    `errors` are by weight, for each seed; `baseline` are those of the student alone, and may be none. `labels` are of
+    the weight and of the error. `looks` is a pair: the method by weight, which may have none, and the looks by method.
     """
     weights, (methods, look_of) = sorted(errors), looks
     with page_style():
@@ -132,7 +137,10 @@ def changes_by_class(
     identity: str,
     description: str,
 ) -> str:
-    """Draws how much the error of each class changes against the student alone, in points."""
+    """Draws how much the error of each class changes against the student alone.
+
+    `changes` are by method, in points, one for each class; `class_names` are from the top.
+    """
     with page_style():
         figure, panel = _panel(4.8, 1.1 + 0.26 * len(class_names))
         for index, (method, values) in enumerate(changes.items()):

@@ -25,6 +25,7 @@ COLUMNS = (
     "parameters",
     "multiply-adds",
 )
+# Columns that are left out where nothing is known of any method.
 WHERE_KNOWN = (BEST, "published, %", "epochs", "training images", "minutes a run")
 
 

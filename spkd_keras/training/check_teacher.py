@@ -99,11 +99,11 @@ def _better_pixels(teacher: keras.Model, pixels: np.ndarray, labels: np.ndarray,
 
 def _better_names(predicted: np.ndarray, labels: np.ndarray, above: float, class_names: list[str]) -> Finding | None:
     """Looks whether the teacher knows the classes by other numbers: the assignment that fits best."""
-    from sklearn.metrics import confusion_matrix
-
     classes = len(class_names)
     if len(labels) < IMAGES_PER_CLASS * classes:
         return None
+    from sklearn.metrics import confusion_matrix
+
     confusion = confusion_matrix(labels, predicted, labels=range(classes))
     meant, said = linear_sum_assignment(-confusion)
     accuracy = confusion[meant, said].sum() / len(labels)

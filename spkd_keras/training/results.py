@@ -96,7 +96,7 @@ def write_similarities(
 
 
 def _similarities(network: keras.Model, pixels: Any) -> np.ndarray | None:
-    """Returns the matrix of the last stage; None where a network, as a teacher from a file may, has none."""
+    """Returns the matrix of the last stage; None if it has none, as a teacher from a file."""
     try:
         place = taps.resolve(network, None, "last_stage", "network")
     except ValueError:
