@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, folders that can be written to, and one process at a time in them."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -92,6 +93,12 @@ def not_left_empty(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):  # it is not empty, or was not made
             folder.rmdir()
+
+
+def sha256(path: Path) -> str:
+    """Returns the checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def partial_of(path: Path) -> Path:

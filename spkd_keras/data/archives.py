@@ -1,7 +1,6 @@
 """Whether an archive is whole."""
 
 import gzip
-import hashlib
 import tarfile
 import zlib
 from pathlib import Path
@@ -37,9 +36,3 @@ def _check_tar(path: Path) -> None:
         file.seek(archive.offset)
         if file.read(len(END_OF_TAR)) != END_OF_TAR:
             raise EOFError(f"there are no {len(END_OF_TAR)} zero bytes behind its last member")
-
-
-def sha256(path: Path) -> str:
-    """Returns the checksum by which TFDS knows a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,8 +16,9 @@ import keras
 import tensorflow_datasets as tfds
 
 from spkd_keras.data import builders  # noqa: F401  (registers them)
-from spkd_keras.data.archives import check_whole, sha256
+from spkd_keras.data.archives import check_whole
 from spkd_keras.messages import one_line
+from spkd_keras.storage import sha256
 
 ALIASES = {"dtd": "dtd_folds"}  # TFDS' own has the first fold only
 NOT_OF_TFDS = ("digits", "image_folder")

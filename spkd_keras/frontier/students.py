@@ -19,12 +19,11 @@ from spkd_keras.export import Exporter, load_runner
 from spkd_keras.export.formats import file_name
 from spkd_keras.export.latency import machine, measure
 from spkd_keras.export.packages import check_export_packages
-from spkd_keras.export.placing import digest
 from spkd_keras.export.run import FinishedRun, resize_of, some
 from spkd_keras.frontier.decision import Candidate, titled
 from spkd_keras.messages import named, one_line
 from spkd_keras.observer import Observer, Renamed
-from spkd_keras.storage import locked, write_json
+from spkd_keras.storage import locked, sha256, write_json
 from spkd_keras.training import build, cached_teacher
 from spkd_keras.training.folder import RunFolder, images_of, teacher_folder
 from spkd_keras.training.interruption import Interruption
@@ -212,7 +211,7 @@ def _measured(
     What was measured of this very student before stands; its latency only where it would be measured likewise.
     """
     folder = run.folder / EXPORTS
-    trained = digest(run.folder / "student.keras")
+    trained = sha256(run.folder / "student.keras")
     path, record = folder / file_name(format), folder / f"{format}.json"
     before = read_record(record, "Delete it, and `spkd frontier` measures that student again.")
     if before is not None and path.exists() and before.get("student") == trained:

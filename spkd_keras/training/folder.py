@@ -1,7 +1,6 @@
 """A run's folder: what is in it, and whether it is this run's."""
 
 import functools
-import hashlib
 import os
 import shutil
 from contextlib import AbstractContextManager, suppress
@@ -11,7 +10,7 @@ import keras
 
 from spkd_keras import models
 from spkd_keras.experiment import Experiment, ExperimentError, Network, differences, load_experiment, read_record
-from spkd_keras.storage import PARTIAL, check_writable, locked, replace, write_text
+from spkd_keras.storage import PARTIAL, check_writable, locked, replace, sha256, write_text
 from spkd_keras.training import build
 
 MOVED = "teacher.path:"  # of the lines that say what differs
@@ -109,11 +108,11 @@ class RunFolder:
         """
         if not self.has_state:
             return
-        record = None
+        record = {}
         with suppress(ExperimentError):  # damaged: it is written anew, or told where it matters
-            record = read_record(self.environment)
-        check_same_data(self.path, (record or {}).get(DATA_DIGEST), digest)
-        check_same_start(self.path, (record or {}).get(START_DIGEST), self.experiment.student)
+            record = read_record(self.environment) or {}
+        check_same_data(self.path, record.get(DATA_DIGEST), digest)
+        check_same_start(self.path, record.get(START_DIGEST), self.experiment.student)
 
     def locked(self) -> AbstractContextManager[None]:
         """Keeps other processes out of the folder; the lock dies with this process.
@@ -189,8 +188,7 @@ def start_digest(student: Network) -> str | None:
     weights = student.arguments.get("weights")
     if not isinstance(weights, str) or not Path(weights).is_file():
         return None
-    with Path(weights).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    return sha256(Path(weights))[:32]
 
 
 def check_same_start(folder: Path, recorded: str | None, student: Network) -> None:
